@@ -1,0 +1,23 @@
+# Each target sets up what it needs: an environment in .venv, and this package in it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: serve test
+
+serve: $(VENV)/installed
+	$(BIN)/panel serve apps/main.py --show
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -e .
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -e '.[test]'
+	touch $@ $(VENV)/installed
