@@ -1,0 +1,36 @@
+"""Where networks, weights and images come from, and how files are written."""
+
+from explorer.sources.data import (
+    ZOO_DATA,
+    ArrayData,
+    Batch,
+    Data,
+    FolderData,
+    Subset,
+    check_shape,
+    from_loader,
+    load_data,
+)
+from explorer.sources.files import atomic_write
+from explorer.sources.models import LoadedModel, load_model, load_weights, read_checkpoint
+from explorer.sources.preprocess import Preprocess
+from explorer.sources.zoo import ZOO
+
+__all__ = [
+    "ZOO",
+    "ZOO_DATA",
+    "ArrayData",
+    "Batch",
+    "Data",
+    "FolderData",
+    "LoadedModel",
+    "Preprocess",
+    "Subset",
+    "atomic_write",
+    "check_shape",
+    "from_loader",
+    "load_data",
+    "load_model",
+    "load_weights",
+    "read_checkpoint",
+]
