@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from explorer.errors import DataError, nearest, unknown
-from explorer.sources.factory import call_factory, describe, is_factory
+from explorer.sources.factory import call_factory, describe, describe_type, is_factory
 from explorer.sources.files import shipped
 from explorer.sources.preprocess import Preprocess
 from explorer.sources.zoo import CLASSES
@@ -259,6 +259,10 @@ def from_loader(
 
     Raises DataError when it gives no image, a batch that does not fit the first, or fails itself.
     """
+    return ArrayData(name, *_collected(loader, limit, name), preprocess=preprocess)
+
+
+def _collected(loader: Iterable[Any], limit: int | None, name: str) -> tuple[Tensor, Tensor | None]:
     images: list[Tensor] = []
     labels: list[Tensor] = []
     count = 0
@@ -291,8 +295,7 @@ def from_loader(
         raise DataError(
             f"The labels in {name} must have one axis: one whole number for each image of a batch."
         )
-    joined = torch.cat(labels)[:limit] if labels else None
-    return ArrayData(name, torch.cat(images)[:limit], joined, preprocess=preprocess)
+    return torch.cat(images)[:limit], torch.cat(labels)[:limit] if labels else None
 
 
 def check_shape(data: Data, example: Tensor) -> None:
@@ -319,54 +322,47 @@ def _from_object(
         raise DataError(f"The data {value.name} prepares its own images; leave the preprocessing out.")
     if isinstance(value, (Tensor, np.ndarray)):
         value = (value, None)
-    if (
-        isinstance(value, tuple)
-        and len(value) == 2
-        and _is_array(value[0])
-        and (value[1] is None or _is_array(value[1]))
-    ):
-        images = _as_tensor(value[0], name or "the images")
-        labels = None if value[1] is None else _as_tensor(value[1], name or "the labels")
-        return ArrayData(name or "arrays", images, labels, preprocess=_fitting(images, preprocess, default))
-    if isinstance(value, Dataset):
-        classes = getattr(value, "classes", None)
-        count = len(value) if isinstance(value, Sized) else 0
-        if limit is not None and limit < count:
-            value = torch.utils.data.Subset(value, _spread(count, limit))
-        data = from_loader(DataLoader(value, batch_size=64), limit, name=name or type(value).__name__)
-        if isinstance(classes, (list, tuple)) and all(isinstance(each, str) for each in classes):
-            data = replace(data, classes=tuple(classes))
-    elif isinstance(value, Iterable):
-        data = from_loader(value, limit, name=name or type(value).__name__)
+    classes = None
+    if isinstance(value, tuple) and len(value) == 2 and _is_array(value[0]) and _is_labels(value[1]):
+        name = name or "arrays"
+        images = _as_tensor(value[0], name)
+        labels = None if value[1] is None else _as_tensor(value[1], name)
+    elif isinstance(value, (Dataset, Iterable)):
+        name = name or type(value).__name__
+        if isinstance(value, Dataset):
+            classes = _class_names(value)
+            count = len(value) if isinstance(value, Sized) else 0
+            if limit is not None and limit < count:
+                value = torch.utils.data.Subset(value, _spread(count, limit))
+            value = DataLoader(value, batch_size=64)
+        images, labels = _collected(value, limit, name)
     else:
         where = f"The factory {name} returned" if name else "Data cannot be made from"
         raise DataError(
             f"{where} {describe_type(value)}; "
             "give a folder, an .npz file, a pair (images, labels), a DataLoader or a Data."
         )
-    return _with_preprocess(data, _fitting(data.images, preprocess, default))
+    return ArrayData(name, images, labels, classes, _fitting(images, preprocess, default))
 
 
-def _with_preprocess(data: _Data, preprocess: Preprocess | None) -> _Data:
+def _with_preprocess(data: _Data, preprocess: Preprocess) -> _Data:
     # Not dataclasses.replace: the pixels are checked and in order, and checking once is enough.
     changed = copy(data)
     object.__setattr__(changed, "preprocess", preprocess)
     return changed
 
 
+def _class_names(dataset: Dataset) -> tuple[str, ...] | None:
+    """What the datasets of torchvision call ``classes``."""
+    names = getattr(dataset, "classes", None)
+    if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return None
+
+
 def _spread(count: int, limit: int) -> tuple[int, ...]:
     """``limit`` numbers below ``count``, evenly spread, so that data sorted by class keeps its classes."""
     return tuple(index * count // limit for index in range(limit))
-
-
-def describe_type(value: object) -> str:
-    """A value's type with its article, for a message.
-
-    >>> describe_type(3)
-    'an int'
-    """
-    name = type(value).__name__
-    return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _fitting(images: Tensor, preprocess: Preprocess | None, default: Preprocess | None) -> Preprocess | None:
@@ -427,6 +423,10 @@ def _read_npz(content: bytes, name: str) -> tuple[Tensor, Tensor | None]:
 
 def _is_array(value: object) -> bool:
     return isinstance(value, (Tensor, np.ndarray))
+
+
+def _is_labels(value: object) -> bool:
+    return value is None or _is_array(value) or (isinstance(value, list) and not any(map(_is_array, value)))
 
 
 def _as_tensor(value: Any, name: str) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from explorer.errors import ExplorerError, nearest
 
 _Error = type[ExplorerError]
+_SHIM = "explorer.sources.vision"
 _lock = threading.RLock()  # the import system and torch's random numbers are shared by all threads
 _neighbours: set[str] = set()  # modules that a user's file imported from its own folder
 
@@ -48,7 +49,7 @@ def call_factory(spec: str, error: _Error) -> Any:
         if not lacks_operators(problem):
             raise
         # The user's code imports torchvision where its compiled part does not load: mend that, try again.
-        importlib.import_module("explorer.sources.vision")
+        importlib.import_module(_SHIM)
         return _call(left, name, error)
 
 
@@ -78,7 +79,7 @@ def _attempt(action: Callable[[], Any], failed: str, error: _Error) -> Any:
     except ExplorerError:
         raise
     except (Exception, SystemExit) as problem:
-        if lacks_operators(problem):
+        if lacks_operators(problem) and _SHIM not in sys.modules:
             raise
         raise error(f"{failed}: {describe(problem)}.") from problem
 
@@ -100,6 +101,16 @@ def describe(problem: BaseException) -> str:
     """
     lines = str(problem).strip().splitlines()
     return f"{type(problem).__name__}: {lines[0].rstrip('.')}" if lines else type(problem).__name__
+
+
+def describe_type(value: object) -> str:
+    """A value's type with its article, for a message.
+
+    >>> describe_type(3)
+    'an int'
+    """
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _run_file(path: Path) -> ModuleType:

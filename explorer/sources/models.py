@@ -18,8 +18,8 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from explorer.errors import CheckpointError, ModelError, nearest, unknown
-from explorer.sources.data import FASHION, describe_type
-from explorer.sources.factory import call_factory, describe, is_factory
+from explorer.sources.data import FASHION
+from explorer.sources.factory import call_factory, describe, describe_type, is_factory
 from explorer.sources.files import shipped
 from explorer.sources.preprocess import Preprocess
 from explorer.sources.zoo import CLASSES, ZOO

@@ -131,6 +131,7 @@ def test_every_road_from_memory_gives_the_same() -> None:
     roads: list[Any] = [
         (x, y),
         (x.numpy(), y.numpy()),
+        (x, y.tolist()),
         (x.double().numpy(), y.numpy().astype(np.uint8)),
         DataLoader(TensorDataset(x, y), batch_size=4),
         TensorDataset(x, y),
