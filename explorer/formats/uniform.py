@@ -1,0 +1,279 @@
+"""Uniform (affine) quantization: from a range of real numbers to a scale, a zero point and codes.
+
+``real = scale * (code - zero_point)``.  Several conventions are in use that differ by up to 0.4% in the
+scale, and by one code in places; ``CONVENTIONS`` lists those that are offered, and a :class:`QParams`
+carries scale, zero point and the lowest and highest code explicitly, so that nobody has to guess.
+
+Sources: ONNX operators QuantizeLinear and DequantizeLinear; the LiteRT int8 quantization specification;
+torch.ao.quantization observers; AIMET's quantization analyzers; NNCF's fake-quantize parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from explorer.errors import SchemeError, unknown
+from explorer.formats.base import IntegerFormat
+
+TINY = float(torch.finfo(torch.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Whose arithmetic is meant.
+
+    Args:
+        narrow: a symmetric signed format leaves out its lowest code (-127..127 at 8 bits).
+        halves: a symmetric scale divides by half of all steps (127.5 at 8 bits) and not by the largest code.
+        unsigned: a symmetric format turns to the unsigned codes when the tensor is never negative.
+        snap: an asymmetric range has one border moved outwards until zero falls on the grid; otherwise
+            the zero point is rounded and the range shifts by up to half a step.
+        reciprocal: values are multiplied by ``1 / scale`` and not divided by the scale.
+        floor: the smallest scale.
+        least_range: the smallest width of an asymmetric range.
+        group_floor: the smallest range of a group as a share of the largest group's, and in absolute terms.
+    """
+
+    name: str
+    help: str
+    narrow: bool = False
+    halves: bool = False
+    unsigned: bool = True
+    snap: bool = False
+    reciprocal: bool = False
+    floor: float = TINY
+    least_range: float = 0.0
+    group_floor: tuple[float, float] = (0.0, 0.0)
+
+
+CONVENTIONS: dict[str, Convention] = {
+    c.name: c
+    for c in (
+        Convention("onnx", "ONNX QuantizeLinear, LiteRT: absmax/127, codes -127..127", narrow=True),
+        Convention(
+            "torch",
+            "torch.ao observers: absmax/127.5, codes -128..127",
+            halves=True,
+            unsigned=False,
+            reciprocal=True,
+            floor=float(torch.finfo(torch.float32).eps),
+        ),
+        Convention("aimet", "AIMET: absmax/127, codes -128..127", least_range=0.01),
+        Convention(
+            "nncf",
+            "NNCF: absmax/127, codes -128..127, one border moved so that zero is a level",
+            snap=True,
+            group_floor=(0.01, 8e-5),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class ScaleRule:
+    """Which numbers a scale may be."""
+
+    name: str
+    help: str
+    bits: int
+
+    def __call__(self, scale: Tensor) -> Tensor:
+        """The scale that is stored for the wanted ``scale`` (any shape, positive)."""
+        if self.name == "pow2":
+            # log2 in double precision: exact for every float32 power of two.
+            return torch.exp2(torch.ceil(torch.log2(scale.double()))).float()
+        return scale
+
+
+SCALES: dict[str, ScaleRule] = {
+    "float": ScaleRule("float", "any float32 number", 32),
+    "pow2": ScaleRule("pow2", "the next power of two: multiplication becomes a shift", 8),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A family of level sets, from which a range picks one.
+
+    Raises:
+        SchemeError: when the format has no integer codes.
+    """
+
+    format: IntegerFormat
+    symmetric: bool = True
+    convention: Convention = CONVENTIONS["onnx"]
+    narrow: bool | None = None
+    scale: ScaleRule = SCALES["float"]
+    # Set by `settle`: the tensor is never negative, so a symmetric range is (0, a).
+    positive: bool = False
+
+    def settle(self, minimum: Tensor) -> Grid:
+        """The grid for a tensor whose smallest values (groups,) are known."""
+        positive = self.symmetric and self.convention.unsigned and bool((minimum >= 0).all())
+        return replace(self, positive=positive)
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """The lowest and the highest code."""
+        low, high = self.format.lowest, self.format.highest
+        if not self.symmetric:
+            return low, high
+        if self.positive:
+            return 0, (1 << self.format.bits) - 1
+        narrow = self.convention.narrow if self.narrow is None else self.narrow
+        return low + int(narrow), high
+
+    @property
+    def centre(self) -> int:
+        """The zero point of a symmetric range."""
+        return 0 if self.positive or self.format.signed else 1 << (self.format.bits - 1)
+
+    def params(self, low: Tensor, high: Tensor) -> QParams:
+        """The parameters for the ranges ``low``..``high`` (groups,), each widened to hold zero."""
+        low = low.float().clamp(max=0.0)
+        high = high.float().clamp(min=0.0)
+        share, least = self.convention.group_floor
+        if least:
+            width = torch.maximum(-low, high)
+            floor = max(share * float(width.max()), least)
+            high = torch.where(width < floor, torch.full_like(high, floor), high)
+        return self._symmetric(low, high) if self.symmetric else self._asymmetric(low, high)
+
+    def _finish(self, scale: Tensor, zero_point: Tensor) -> QParams:
+        scale = self.scale(scale.clamp(min=self.convention.floor))
+        lowest, highest = self.codes
+        return QParams(scale, zero_point, lowest, highest, self.convention.reciprocal)
+
+    def _symmetric(self, low: Tensor, high: Tensor) -> QParams:
+        lowest, highest = self.codes
+        absmax = torch.maximum(-low, high)
+        if self.positive:
+            steps = float(highest)
+        elif self.convention.halves:
+            steps = ((1 << self.format.bits) - 1) / 2
+        else:
+            steps = float(highest - self.centre)
+        scale = torch.where(absmax > 0, absmax / steps, torch.ones_like(absmax))
+        return self._finish(scale, torch.full(scale.shape, self.centre, dtype=torch.int32))
+
+    def _asymmetric(self, low: Tensor, high: Tensor) -> QParams:
+        lowest, highest = self.codes
+        steps = float(highest - lowest)
+        if self.convention.least_range:
+            high = torch.maximum(high, low + self.convention.least_range)
+        if self.convention.snap:
+            low, high = _snap(low, high, steps)
+        width = high - low
+        scale = torch.where(width > 0, width / steps, torch.ones_like(width))
+        scale = self.scale(scale.clamp(min=self.convention.floor))
+        zero_point = torch.round(lowest - low / scale).clamp(lowest, highest).to(torch.int32)
+        return QParams(scale, zero_point, lowest, highest, self.convention.reciprocal)
+
+    def constant(self, value: Tensor) -> QParams:
+        """Parameters that reproduce one number a group, ``value`` (groups,), exactly."""
+        lowest, highest = self.codes
+        scale = torch.where(value == 0, torch.ones_like(value), value.abs()).float()
+        if self.symmetric:
+            zero_point = torch.full(scale.shape, self.centre, dtype=torch.int32)
+        else:
+            zero_point = torch.where(value < 0, highest, torch.where(value > 0, lowest, max(lowest, 0)))
+            zero_point = zero_point.to(torch.int32)
+        return QParams(self.scale(scale), zero_point, lowest, highest, self.convention.reciprocal)
+
+
+def _snap(low: Tensor, high: Tensor, steps: float) -> tuple[Tensor, Tensor]:
+    """Move one border outwards so that zero is a level; neither border ever moves inwards."""
+    width = (high - low).clamp(min=TINY)
+    below = torch.round(-low / width * steps)
+    inside = (below > 0) & (below < steps)
+    lower = torch.where(inside, -below / (steps - below).clamp(min=1) * high, low)
+    higher = torch.where(inside, -(steps - below) / below.clamp(min=1) * low, high)
+    move_low = high - lower > higher - low
+    new_low = torch.where(inside & move_low, lower, low)
+    new_high = torch.where(inside & ~move_low, higher, high)
+    # A border so near zero that it rounds onto it is kept: the other side's steps then cover it.
+    return torch.minimum(new_low, low), torch.maximum(new_high, high)
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """Scale and zero point of each group, and the codes in use.
+
+    Args:
+        scale: float32 ``(groups,)``, real units a step.
+        zero_point: int32 ``(groups,)``, the code of real zero.
+        qmin: the lowest code.
+        qmax: the highest code.
+        reciprocal: multiply by ``1 / scale`` instead of dividing (they differ in the last bit).
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    qmin: int
+    qmax: int
+    reciprocal: bool = False
+
+    @property
+    def clip(self) -> tuple[Tensor, Tensor]:
+        """The lowest and highest real value of each group, float32 ``(groups,)``."""
+        return self.scale * (self.qmin - self.zero_point), self.scale * (self.qmax - self.zero_point)
+
+    def where(self, mask: Tensor, other: QParams) -> QParams:
+        """These parameters where ``mask`` (groups,), the others' elsewhere.
+
+        Raises:
+            SchemeError: when the two use different codes.
+        """
+        if (self.qmin, self.qmax) != (other.qmin, other.qmax):
+            raise SchemeError("Parameters with different codes cannot be joined.")
+        return replace(
+            self,
+            scale=torch.where(mask, self.scale, other.scale),
+            zero_point=torch.where(mask, self.zero_point, other.zero_point),
+        )
+
+
+def encode(values: Tensor, scale: Tensor, zero_point: Tensor, params: QParams) -> Tensor:
+    """Codes of ``values``, int32; ``scale`` and ``zero_point`` broadcast against them."""
+    unit = values * (1.0 / scale) if params.reciprocal else values / scale
+    return unit.round_().add_(zero_point).clamp_(params.qmin, params.qmax).to(torch.int32)
+
+
+def decode(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Real values of ``codes``, float32."""
+    return (codes - zero_point).float().mul_(scale)
+
+
+def fake_quantize_(
+    values: Tensor, scale: Tensor, zero_point: Tensor, params: QParams, out: Tensor | None = None
+) -> Tensor:
+    """``decode(encode(values))`` without the integers in between, into ``out`` (may be ``values``).
+
+    ``scale`` and ``zero_point`` broadcast against ``values``.
+    """
+    if params.reciprocal:
+        out = torch.mul(values, 1.0 / scale, out=out)
+    else:
+        out = torch.div(values, scale, out=out)
+    low, high = params.qmin - zero_point, params.qmax - zero_point
+    out.round_()
+    if zero_point.numel() == 1:
+        out.clamp_(int(low), int(high))
+    else:
+        torch.clamp(out, low.to(out.dtype), high.to(out.dtype), out=out)
+    # + 0.0 is not needed for the value but turns -0.0, which codes cannot tell from 0.0, into 0.0.
+    return out.add_(0.0).mul_(scale)
+
+
+def convention(name: str) -> Convention:
+    """The convention called ``name``.
+
+    Raises:
+        SchemeError: when there is none.
+    """
+    if name not in CONVENTIONS:
+        raise SchemeError(unknown("convention", name, CONVENTIONS))
+    return CONVENTIONS[name]

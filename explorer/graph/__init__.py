@@ -1,0 +1,23 @@
+"""The graph of a network, captured once, and the engine that evaluates it under recipes."""
+
+from __future__ import annotations
+
+from explorer.graph.capture import capture
+from explorer.graph.engine import Batch, Engine, Plan, plan
+from explorer.graph.ir import Graph, Layer, Node
+from explorer.graph.observe import Calibration
+from explorer.graph.store import Store, StoreFacts
+
+__all__ = [
+    "Batch",
+    "Calibration",
+    "Engine",
+    "Graph",
+    "Layer",
+    "Node",
+    "Plan",
+    "Store",
+    "StoreFacts",
+    "capture",
+    "plan",
+]

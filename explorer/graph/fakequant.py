@@ -1,0 +1,55 @@
+"""Fake quantization of activations: fixed ranges, or ranges taken from each example as it comes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from explorer.calibrate import MinMax, Sample, fit
+from explorer.formats import Channel, FloatFormat, Granularity, QParams, fake_quantize_
+from explorer.recipe import TensorScheme
+
+
+def quantize_activation(values: Tensor, scheme: TensorScheme, params: QParams | None, channel: int) -> Tensor:
+    """The activation after quantization, in a new tensor.
+
+    Args:
+        values: float ``(N, ...)``; anything that is not floating-point passes unchanged.
+        scheme: the input's scheme, not off.
+        params: the fixed parameters; None in dynamic mode and for formats without a scale.
+        channel: the channel axis.
+    """
+    if not values.is_floating_point():
+        return values
+    number = scheme.number
+    if isinstance(number, FloatFormat):
+        return number.snap(values)
+    grain = scheme.grain
+    if params is None:
+        return _dynamic(values, scheme, grain, channel)
+    channel %= values.dim()
+    scale = grain.expand(params.scale, values.shape, channel)
+    zero_point = grain.expand(params.zero_point, values.shape, channel)
+    return fake_quantize_(values, scale, zero_point, params)
+
+
+def _dynamic(values: Tensor, scheme: TensorScheme, grain: Granularity, channel: int) -> Tensor:
+    """Ranges of each example (``layer``), of each position (``token``) or of blocks of channels within one.
+
+    An example's result never depends on the others in its batch, as in deployment at batch size one.
+    """
+    if grain.name == "layer":
+        rows = values.reshape(len(values), -1)
+    else:
+        moved = values.movedim(channel, -1)
+        rows = moved.reshape(-1, moved.shape[-1])
+    cut = grain if grain.name.startswith("subchannel") else Channel()
+    # Whether codes are signed may not depend on what happens to be in the batch.
+    grid = replace(scheme.grid, convention=replace(scheme.grid.convention, unsigned=False))
+    params = fit(Sample.of(rows, cut, 0), grid, MinMax())
+    scale = cut.expand(params.scale, rows.shape, 0)
+    out = fake_quantize_(rows, scale, cut.expand(params.zero_point, rows.shape, 0), params)
+    return (
+        out.reshape(values.shape) if grain.name == "layer" else out.reshape(moved.shape).movedim(-1, channel)
+    )

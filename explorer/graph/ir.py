@@ -1,0 +1,231 @@
+"""The graph: a network as a frozen value, captured once and used by everything.
+
+A node is an operator with its arguments; an argument that is another node's value is a :class:`Ref`.
+Nothing here computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Ref(NamedTuple):
+    """The value of another node."""
+
+    node: str
+
+
+def refs(value: Any) -> Iterator[str]:
+    """The nodes that an argument refers to, in order."""
+    if isinstance(value, Ref):
+        yield value.node
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from refs(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from refs(item)
+
+
+def fill(value: Any, values: Mapping[str, Any]) -> Any:
+    """The argument with every :class:`Ref` replaced by the value of its node."""
+    if isinstance(value, Ref):
+        return values[value.node]
+    if isinstance(value, tuple | list):
+        return [fill(item, values) for item in value]
+    if isinstance(value, dict):
+        return {key: fill(item, values) for key, item in value.items()}
+    return value
+
+
+def redirect(value: Any, names: Mapping[str, str]) -> Any:
+    """The argument with its :class:`Ref` s renamed."""
+    if isinstance(value, Ref):
+        return Ref(names.get(value.node, value.node))
+    if isinstance(value, tuple | list):
+        return tuple(redirect(item, names) for item in value)
+    if isinstance(value, dict):
+        return {key: redirect(item, names) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator and its arguments.
+
+    Args:
+        name: unique in the graph.
+        target: the function, pure.
+        args: positional arguments; tuples may be nested and hold :class:`Ref` s.
+        kwargs: arguments by name.
+        module: the path of the user's module that it comes from.
+        source: file and line of the user's code, or nothing.
+        shape: of the value for the example, its batch axis included; () for other values than tensors.
+    """
+
+    name: str
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    module: str = ""
+    source: str = ""
+    shape: tuple[int, ...] = ()
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*refs(self.args), *refs(dict(self.kwargs))]))
+
+    @cached_property
+    def op(self) -> str:
+        """The operator's name, for example ``aten.conv2d.default``."""
+        return (
+            str(self.target)
+            if not hasattr(self.target, "__name__") or "." in str(self.target)
+            else self.target.__name__
+        )
+
+    @cached_property
+    def signature(self) -> str:
+        """A text that names the operator and all arguments that are not nodes."""
+        empty = dict.fromkeys(self.inputs, "")
+        return (
+            f"{self.op}{redirect(self.args, empty)!r}{sorted(redirect(dict(self.kwargs), empty).items())!r}"
+        )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A place where a recipe acts: a node with a weight, or a product of activations.
+
+    Args:
+        name: as in the user's module.
+        node: the node's name in the graph.
+        op: a short name, for example ``conv2d``.
+        weight: the constant that holds the weight, or None.
+        axis: the weight's output-channel axis.
+        inputs: the nodes whose values are its activations, in order.
+        channel: the channel axis of those activations.
+        shape: of the weight, or of the first input for one example.
+        parameters: how many numbers its constants hold (weight and bias).
+        macs: multiply-adds for one example.
+        reason: why it cannot be quantized; empty when it can.
+    """
+
+    name: str
+    node: str
+    op: str
+    weight: str | None
+    axis: int
+    inputs: tuple[str, ...]
+    channel: int
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    reason: str = ""
+
+    @property
+    def quantizable(self) -> bool:
+        return not self.reason
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """A name for the contents of a tensor: dtype, shape and bytes.
+
+    >>> tensor_digest(torch.zeros(2)) == tensor_digest(torch.zeros(2, 1))
+    False
+    """
+    digest = hashlib.blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=16)
+    if tensor.numel():
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def digest(*parts: str) -> str:
+    """A name for a list of texts."""
+    return hashlib.blake2b("\x00".join(parts).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A captured network.
+
+    Args:
+        nodes: in an order in which each comes after its inputs.
+        input: the name that stands for the images.
+        output: the node whose value is the network's result, (N, classes).
+        constants: parameters and buffers, folded ones included, by name.
+        sources: the name in the user's module of each constant that was a parameter there.
+        layers: in the order of execution.
+        example_batch: how many examples the shapes of the nodes are for.
+        example_shape: the shape of one image.
+    """
+
+    nodes: tuple[Node, ...]
+    input: str
+    output: str
+    constants: Mapping[str, Tensor]
+    sources: Mapping[str, str]
+    layers: tuple[Layer, ...]
+    example_batch: int
+    example_shape: tuple[int, ...]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def by_layer(self) -> Mapping[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def layer_at(self) -> Mapping[str, Layer]:
+        """The quantizable layer at a node, by the node's name."""
+        return {layer.node: layer for layer in self.layers if layer.quantizable}
+
+    @cached_property
+    def digests(self) -> Mapping[str, str]:
+        """The digest of every constant."""
+        return {name: tensor_digest(tensor) for name, tensor in self.constants.items()}
+
+    @cached_property
+    def digest(self) -> str:
+        """A name for the whole network."""
+        parts = [self.input, self.output]
+        for node in self.nodes:
+            parts += [node.name, node.signature, *node.inputs]
+        return digest(*parts, *(f"{name}={value}" for name, value in sorted(self.digests.items())))
+
+    @cached_property
+    def upstream(self) -> Mapping[str, frozenset[str]]:
+        """For each node, the layers whose change changes its value: itself, if a layer, and all before it."""
+        found: dict[str, frozenset[str]] = {}
+        for node in self.nodes:
+            own = {self.layer_at[node.name].name} if node.name in self.layer_at else set()
+            found[node.name] = frozenset(own.union(*(found.get(name, frozenset()) for name in node.inputs)))
+        return found
+
+    @cached_property
+    def worth_keeping(self) -> frozenset[str]:
+        """The nodes whose values spare work after an edit of one layer.
+
+        A value is needed again exactly when some consumer depends on a layer that the value does not
+        depend on: after an edit of that layer the consumer is computed anew from the old value.  Everything
+        else would be computed again anyway, or is never asked for.
+        """
+        kept = {self.output}
+        for node in self.nodes:
+            for name in node.inputs:
+                if name in self.by_name and self.upstream[node.name] - self.upstream[name]:
+                    kept.add(name)
+        return frozenset(kept)
+
+    def descendants(self, layer: str) -> frozenset[str]:
+        """The nodes whose value changes when the layer called ``layer`` is quantized differently."""
+        return frozenset(name for name, layers in self.upstream.items() if layer in layers)

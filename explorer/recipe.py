@@ -1,0 +1,655 @@
+"""Recipes: frozen values that say how every tensor of a network is quantized.
+
+A recipe is a default and a list of lines; a line is a pattern over layer names and the fields that it
+changes.  Lines apply in order: what a later one says wins, what it leaves out stays as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import yaml
+
+from explorer.calibrate import Objective, objective
+from explorer.errors import RecipeError, SchemeError, nearest, unknown
+from explorer.formats import (
+    FORMATS,
+    SCALES,
+    Format,
+    Granularity,
+    Grid,
+    IntegerFormat,
+    convention,
+    format_named,
+    granularity,
+)
+
+VERSION = 1
+LONGEST_FILE = 1 << 20
+
+MODES: dict[str, str] = {
+    "static": "ranges are fixed beforehand on calibration images",
+    "dynamic": "ranges are taken from each example as it comes",
+    "off": "not quantized",
+}
+
+
+@dataclass(frozen=True)
+class TensorScheme:
+    """How one tensor is quantized.
+
+    Args:
+        format: a name in ``explorer.formats.FORMATS``; ``fp32`` means not at all.
+        granularity: which elements share a scale: ``layer``, ``channel``, ``group:N``, ``subchannel:N``, ``token``.
+        symmetric: the range is centred on zero (or starts there, for data that is never negative).
+        objective: what the clipping range minimises: ``minmax``, ``percentile:P``, ``mse``, ``kl``, ...
+        mode: for activations ``static``, ``dynamic`` or ``off``.
+        convention: whose arithmetic: ``onnx``, ``torch``, ``aimet``, ``nncf``.
+        narrow: leave out the lowest code of a symmetric signed format; None does as the convention does.
+        scale: which scales are allowed: ``float`` or ``pow2``.
+
+    Raises:
+        SchemeError: for a value that does not exist or values that do not go together.
+
+    >>> TensorScheme("int4", "subchannel:32").bits
+    4
+    """
+
+    format: str = field(default="int8", metadata={"help": "number format"})
+    granularity: str = field(default="channel", metadata={"help": "which elements share a scale"})
+    symmetric: bool = field(default=True, metadata={"help": "range centred on zero"})
+    objective: str = field(default="minmax", metadata={"help": "what the clipping range minimises"})
+    mode: str = field(default="static", metadata={"help": "when activation ranges are set"})
+    convention: str = field(default="onnx", metadata={"help": "whose integer arithmetic"})
+    narrow: bool | None = field(default=None, metadata={"help": "leave out the lowest code"})
+    scale: str = field(default="float", metadata={"help": "which scales are allowed"})
+
+    def __post_init__(self) -> None:
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds):
+                wanted = "true or false" if bool in kinds else "a name"
+                raise SchemeError(f"The field {name!r} takes {wanted}, not {value!r}.")
+        format_named(self.format)
+        grain = granularity(self.granularity)
+        goal = objective(self.objective)
+        convention(self.convention)
+        if self.mode not in MODES:
+            raise SchemeError(unknown("mode", self.mode, MODES))
+        if self.scale not in SCALES:
+            raise SchemeError(unknown("scale rule", self.scale, SCALES))
+        # One spelling for one meaning, so that equal schemes are equal values.
+        object.__setattr__(self, "granularity", grain.name)
+        object.__setattr__(self, "objective", goal.name)
+        if self.off:
+            return
+        if self.narrow is not None and not (self.symmetric and self.scaled):
+            raise SchemeError(
+                "The field 'narrow' has an effect on symmetric integer formats only; leave it out, or set symmetric: true."
+            )
+        if self.mode == "dynamic" and self.scaled and self.objective != "minmax":
+            raise SchemeError(
+                f"Dynamic ranges are taken from each example as it comes, so the objective {self.objective!r} "
+                "has nothing to search; use objective: minmax, or mode: static."
+            )
+        if (
+            self.mode == "dynamic"
+            and self.scaled
+            and (self.granularity.startswith("group") or self.granularity == "channel")
+        ):
+            raise SchemeError(
+                f"Dynamic ranges are taken for each example or each position, not by {self.granularity!r}; "
+                "use granularity: layer or token, or mode: static."
+            )
+
+    @property
+    def off(self) -> bool:
+        """Whether the tensor stays in float32."""
+        return self.format == "fp32" or self.mode == "off"
+
+    @property
+    def scaled(self) -> bool:
+        """Whether codes become real numbers through a scale."""
+        return not self.off and self.number.scaled
+
+    @property
+    def number(self) -> Format:
+        """The format itself."""
+        return FORMATS["fp32"] if self.off else FORMATS[self.format]
+
+    @property
+    def bits(self) -> int:
+        """Bits for one value, scales not counted."""
+        return self.number.bits
+
+    @property
+    def grain(self) -> Granularity:
+        """The granularity itself."""
+        return granularity(self.granularity)
+
+    @property
+    def goal(self) -> Objective:
+        """The objective itself."""
+        return objective(self.objective)
+
+    @property
+    def grid(self) -> Grid:
+        """The family of level sets from which a range picks one.
+
+        Raises:
+            SchemeError: when the format has no scale.
+        """
+        number = self.number
+        if not isinstance(number, IntegerFormat):
+            raise SchemeError(f"The format {self.format!r} is used as it is and has no scale.")
+        return Grid(number, self.symmetric, convention(self.convention), self.narrow, SCALES[self.scale])
+
+    @property
+    def key(self) -> str:
+        """A text that two schemes share exactly if they do the same to every tensor.
+
+        >>> TensorScheme("fp32", "layer").key == TensorScheme("int8", mode="off").key
+        True
+        """
+        if not self.scaled:
+            return self.number.name
+        return json.dumps({f.name: getattr(self, f.name) for f in fields(self)}, sort_keys=True)
+
+    def describe(self) -> str:
+        """A short text for tables.
+
+        >>> TensorScheme("int4", "subchannel:32", objective="mse").describe()
+        'int4 subchannel:32 sym mse'
+        """
+        if not self.scaled:
+            return self.number.name
+        words = [self.format, self.granularity, "sym" if self.symmetric else "asym", self.objective]
+        words += ["dynamic"] if self.mode == "dynamic" else []
+        words += [self.convention] if self.convention != "onnx" else []
+        words += [] if self.narrow is None else ["narrow" if self.narrow else "full"]
+        words += [self.scale] if self.scale != "float" else []
+        return " ".join(words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that a reader needs; ``narrow`` is left out while the convention decides."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if not (f.name == "narrow" and self.narrow is None)
+        }
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "format": (str,),
+    "granularity": (str,),
+    "symmetric": (bool,),
+    "objective": (str,),
+    "mode": (str,),
+    "convention": (str,),
+    "narrow": (bool, type(None)),
+    "scale": (str,),
+}
+FIELDS: tuple[str, ...] = tuple(_KINDS)
+TENSORS: tuple[str, ...] = ("weight", "input")
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """The schemes of one layer: its weight's and its input activation's.
+
+    Raises:
+        SchemeError: when a scheme makes no sense for that tensor.
+    """
+
+    weight: TensorScheme = TensorScheme()
+    input: TensorScheme = TensorScheme("uint8", "layer", symmetric=False, objective="mse")
+
+    def __post_init__(self) -> None:
+        if self.weight.mode == "dynamic":
+            raise SchemeError(
+                "A weight does not change from example to example; use mode: static for weights."
+            )
+        if self.weight.scaled and self.weight.granularity == "token":
+            raise SchemeError("A weight has no tokens; use granularity: channel for weights.")
+        grain = self.input.granularity
+        if (
+            self.input.scaled
+            and self.input.mode == "static"
+            and (grain == "token" or grain.startswith("subchannel"))
+        ):
+            raise SchemeError(
+                f"The positions of an activation are not known beforehand, so {grain!r} needs mode: dynamic; "
+                "for mode: static use granularity: layer."
+            )
+
+
+Settings = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A pattern over layer names, in which ``*`` and ``?`` stand for any text and any one letter."""
+
+    pattern: str
+    weight: Settings = ()
+    input: Settings = ()
+
+    def matches(self, name: str) -> bool:
+        return _compiled(self.pattern).fullmatch(name) is not None
+
+    def merged(self, other: Line) -> Line:
+        """This line with the other's settings on top."""
+        return Line(
+            self.pattern,
+            tuple({**dict(self.weight), **dict(other.weight)}.items()),
+            tuple({**dict(self.input), **dict(other.input)}.items()),
+        )
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return {tensor: dict(getattr(self, tensor)) for tensor in TENSORS if getattr(self, tensor)}
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(
+        "".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in pattern), re.DOTALL
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field in which two recipes differ; None stands for 'as the default says'."""
+
+    where: str
+    tensor: str
+    field: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.tensor}.{self.field}: {self.before} -> {self.after}"
+
+
+def _settings(given: Mapping[str, Any] | TensorScheme | None, place: str) -> Settings:
+    """Checked settings of one tensor.
+
+    Raises:
+        RecipeError: naming ``place``, for a field or a value that does not exist.
+    """
+    if given is None:
+        return ()
+    if isinstance(given, TensorScheme):
+        return tuple(given.to_dict().items())
+    if not isinstance(given, Mapping):
+        raise RecipeError(f"{place}: expected fields such as {{format: int8}}, not {given!r}.")
+    for key, value in given.items():
+        if key not in FIELDS:
+            raise RecipeError(f"{place}: {unknown('field', key, FIELDS)}")
+        try:
+            # Each value by itself; whether they go together is known once the defaults are filled in.
+            TensorScheme(**{"format": "int8", "granularity": "layer", key: value})
+        except SchemeError as error:
+            raise RecipeError(f"{place}.{key}: {error}") from None
+    return tuple((str(key), value) for key, value in given.items())
+
+
+def _apply(config: LayerConfig, line: Line) -> LayerConfig:
+    return LayerConfig(
+        replace(config.weight, **dict(line.weight)) if line.weight else config.weight,
+        replace(config.input, **dict(line.input)) if line.input else config.input,
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every tensor of a network is quantized: a default and lines for patterns of layer names.
+
+    >>> recipe = Recipe.preset("w8a8").with_layer("layer3.*", weight={"format": "int4"})
+    >>> recipe.config("layer3.0.conv1").weight.bits, recipe.config("fc").weight.bits
+    (4, 8)
+    """
+
+    default: LayerConfig = LayerConfig()
+    layers: tuple[Line, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Each line must make sense on top of the default, whichever other lines match as well.
+        for line in self.layers:
+            try:
+                _apply(self.default, line)
+            except RecipeError:
+                raise
+            except SchemeError as error:
+                if not any(other is not line and _overlap(other, line) for other in self.layers):
+                    raise RecipeError(f"layers.{line.pattern}: {error}") from None
+
+    @staticmethod
+    def preset(name: str) -> Recipe:
+        """A recipe by its usual name.
+
+        Raises:
+            RecipeError: when there is no such preset, with the nearest one.
+        """
+        if name not in PRESETS:
+            raise RecipeError(unknown("preset", name, PRESETS))
+        return PRESETS[name].recipe
+
+    def config(self, name: str) -> LayerConfig:
+        """The schemes of the layer called ``name``.
+
+        Raises:
+            RecipeError: when the lines that match it do not go together.
+        """
+        weight: dict[str, Any] = {}
+        inputs: dict[str, Any] = {}
+        for line in self.layers:
+            if line.matches(name):
+                weight.update(line.weight)
+                inputs.update(line.input)
+        try:
+            return _apply(self.default, Line(name, tuple(weight.items()), tuple(inputs.items())))
+        except SchemeError as error:
+            raise RecipeError(f"layer {name!r}: {error}") from None
+
+    def with_layer(
+        self,
+        pattern: str,
+        weight: Mapping[str, Any] | TensorScheme | None = None,
+        input: Mapping[str, Any] | TensorScheme | None = None,
+    ) -> Recipe:
+        """This recipe with more settings for the layers that ``pattern`` names.
+
+        Raises:
+            RecipeError: for a field or value that does not exist, or that does not go with the others.
+        """
+        line = Line(pattern, _settings(weight, f"{pattern}.weight"), _settings(input, f"{pattern}.input"))
+        # The newest line comes last so that it wins; what an equal pattern said before is kept in it.
+        before = [old for old in self.layers if old.pattern == pattern]
+        others = tuple(old for old in self.layers if old.pattern != pattern)
+        for old in reversed(before):
+            line = old.merged(line)
+        recipe = replace(self, layers=(*others, line))
+        if not any(c in pattern for c in "*?"):
+            recipe.config(pattern)
+        return recipe
+
+    def with_default(
+        self,
+        weight: Mapping[str, Any] | TensorScheme | None = None,
+        input: Mapping[str, Any] | TensorScheme | None = None,
+    ) -> Recipe:
+        """This recipe with other defaults.
+
+        Raises:
+            RecipeError: as :meth:`with_layer`.
+        """
+        line = Line("default", _settings(weight, "default.weight"), _settings(input, "default.input"))
+        try:
+            return replace(self, default=_apply(self.default, line))
+        except SchemeError as error:
+            raise RecipeError(f"default: {error}") from None
+
+    def without_layer(self, pattern: str) -> Recipe:
+        """This recipe without the line for ``pattern`` (unchanged if there is none)."""
+        return replace(self, layers=tuple(line for line in self.layers if line.pattern != pattern))
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuse lines that name no layer.
+
+        Raises:
+            RecipeError: with the first such pattern and the nearest layer name.
+        """
+        names = list(names)
+        for line in self.layers:
+            if not any(line.matches(name) for name in names):
+                raise RecipeError(
+                    f"layers.{line.pattern}: no layer of this network is called so.{nearest(line.pattern, names)}"
+                )
+        for name in names:
+            self.config(name)
+
+    def diff(self, other: Recipe, names: Iterable[str] | None = None) -> tuple[Difference, ...]:
+        """What changes from this recipe to ``other``.
+
+        With ``names`` the effective schemes of those layers are compared; without, the default and the lines
+        as they are written.
+
+        >>> a = Recipe.preset("w8a8")
+        >>> print(*a.diff(a.with_layer("fc", weight={"format": "int4"})))
+        fc weight.format: None -> int4
+        """
+        found = []
+
+        def compare(where: str, tensor: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+            for key in FIELDS:
+                if before.get(key) != after.get(key):
+                    found.append(Difference(where, tensor, key, before.get(key), after.get(key)))
+
+        if names is not None:
+            for name in names:
+                mine, theirs = self.config(name), other.config(name)
+                for tensor in TENSORS:
+                    a, b = getattr(mine, tensor), getattr(theirs, tensor)
+                    if a.key != b.key:
+                        compare(name, tensor, a.to_dict(), b.to_dict())
+            return tuple(found)
+        for tensor in TENSORS:
+            compare(
+                "default",
+                tensor,
+                getattr(self.default, tensor).to_dict(),
+                getattr(other.default, tensor).to_dict(),
+            )
+        mine_lines = {line.pattern: line for line in self.layers}
+        other_lines = {line.pattern: line for line in other.layers}
+        for pattern in [*mine_lines, *(p for p in other_lines if p not in mine_lines)]:
+            for tensor in TENSORS:
+                a_line, b_line = mine_lines.get(pattern), other_lines.get(pattern)
+                compare(
+                    pattern,
+                    tensor,
+                    dict(getattr(a_line, tensor)) if a_line else {},
+                    dict(getattr(b_line, tensor)) if b_line else {},
+                )
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain values, as it is written to files."""
+        return {
+            "version": VERSION,
+            "default": {tensor: getattr(self.default, tensor).to_dict() for tensor in TENSORS},
+            "layers": {line.pattern: line.to_dict() for line in self.layers},
+        }
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML.
+
+        >>> Recipe.from_yaml(Recipe.preset("w4a8").to_yaml()) == Recipe.preset("w4a8")
+        True
+        """
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+
+    def to_json(self) -> str:
+        """The recipe as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @cached_property
+    def digest(self) -> str:
+        """A short name for what the recipe says."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=8).hexdigest()
+
+    @staticmethod
+    def from_yaml(text: str) -> Recipe:
+        """Read a recipe file.
+
+        Raises:
+            RecipeError: with the line of the file and the nearest right word.
+        """
+        if len(text) > LONGEST_FILE:
+            raise RecipeError(
+                f"A recipe of {len(text):,} characters is too long; {LONGEST_FILE:,} are read at most."
+            )
+        try:
+            # An alias can make a short file stand for an endless one.
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+                raise RecipeError("A recipe may not use YAML aliases (*name); write the fields out.")
+            node = yaml.compose(text, yaml.SafeLoader)
+            data = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            if isinstance(error, RecipeError):
+                raise
+            mark = getattr(error, "problem_mark", None)
+            where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+            problem = getattr(error, "problem", None) or str(error) or "nested too deeply"
+            raise RecipeError(f"The recipe is not YAML: {where}{problem}.") from None
+        return _from_data(data, _marks(node))
+
+    @staticmethod
+    def from_json(text: str) -> Recipe:
+        """Read a recipe written by :meth:`to_json`.
+
+        Raises:
+            RecipeError: with the place and the nearest right word.
+        """
+        if len(text) > LONGEST_FILE:
+            raise RecipeError(
+                f"A recipe of {len(text):,} characters is too long; {LONGEST_FILE:,} are read at most."
+            )
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RecipeError(
+                f"The recipe is not JSON: line {error.lineno}, column {error.colno}: {error.msg}."
+            ) from None
+        except RecursionError:
+            raise RecipeError("The recipe is nested too deeply.") from None
+        return _from_data(data, {})
+
+
+def _overlap(a: Line, b: Line) -> bool:
+    """Whether some layer may be named by both lines; in doubt, yes."""
+    wild = any(c in a.pattern or c in b.pattern for c in "*?")
+    return wild or a.pattern == b.pattern
+
+
+Place = tuple[str, ...]
+
+
+def _marks(node: yaml.Node | None, place: Place = ()) -> dict[Place, int]:
+    """The line of each field of a YAML document; refuses keys that stand twice."""
+    found: dict[Place, int] = {}
+    if node is None:
+        return found
+    found[place] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode) and len(place) < 6:
+        for key, value in node.value:
+            inner = (*place, str(key.value))
+            if inner in found:
+                raise RecipeError(f"line {key.start_mark.line + 1}: {'.'.join(inner)!r} stands twice.")
+            found.update(_marks(value, inner))
+            found[inner] = key.start_mark.line + 1
+    return found
+
+
+def _from_data(data: Any, marks: dict[Place, int]) -> Recipe:
+    def at(*place: str) -> str:
+        line = f"line {marks[place]}: " if place in marks else ""
+        return line + (".".join(place) or "recipe")
+
+    def mapping(value: Any, known: Iterable[str] | None, *place: str) -> dict[str, Any]:
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise RecipeError(f"{at(*place)}: expected named fields, not {value!r}.")
+        for key in value:
+            if not isinstance(key, str):
+                raise RecipeError(f"{at(*place)}: the name {key!r} is not a text; put it in quotes.")
+            if known is not None and key not in known:
+                raise RecipeError(f"{at(*place, key)}: {unknown('field', key, known)}")
+        return value
+
+    def settings(value: Any, *place: str) -> Settings:
+        fields_ = mapping(value, FIELDS, *place)
+        for key, item in fields_.items():
+            try:
+                _settings({key: item}, "")
+            except SchemeError as error:
+                raise RecipeError(f"{at(*place, key)}: {str(error).split(': ', 1)[-1]}") from None
+        return tuple(fields_.items())
+
+    top = mapping(data, ("version", "default", "layers"))
+    if not top:
+        raise RecipeError("The recipe is empty; it needs 'version: 1' and a 'default' or 'layers'.")
+    version = top.get("version")
+    if version != VERSION or isinstance(version, bool):
+        raise RecipeError(
+            f"{at('version')}: this program reads recipes of version {VERSION}, not {version!r}."
+        )
+    default = mapping(top.get("default"), TENSORS, "default")
+    recipe = Recipe()
+    try:
+        recipe = Recipe(
+            _apply(
+                recipe.default,
+                Line("default", *(settings(default.get(tensor), "default", tensor) for tensor in TENSORS)),
+            )
+        )
+    except RecipeError:
+        raise
+    except SchemeError as error:
+        raise RecipeError(f"{at('default')}: {error}") from None
+    lines = []
+    for pattern, value in mapping(top.get("layers"), None, "layers").items():
+        entry = mapping(value, TENSORS, "layers", pattern)
+        lines.append(
+            Line(pattern, *(settings(entry.get(tensor), "layers", pattern, tensor) for tensor in TENSORS))
+        )
+    try:
+        return replace(recipe, layers=tuple(lines))
+    except RecipeError as error:
+        first = next((line.pattern for line in lines if f"layers.{line.pattern}:" in str(error)), None)
+        prefix = f"line {marks[('layers', first)]}: " if first and ("layers", first) in marks else ""
+        raise RecipeError(f"{prefix}{error}") from None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A line of the table of presets."""
+
+    help: str
+    recipe: Recipe
+
+
+_OFF = TensorScheme("fp32")
+
+
+def _preset(help: str, weight: TensorScheme, input: TensorScheme) -> Preset:
+    return Preset(help, Recipe(LayerConfig(weight, input)))
+
+
+_A16 = TensorScheme("int16", "layer", symmetric=True)
+_A8 = TensorScheme("uint8", "layer", symmetric=False, objective="mse")
+_W4 = TensorScheme("int4", objective="mse")
+
+PRESETS: dict[str, Preset] = {
+    "fp32": _preset("nothing is quantized", _OFF, _OFF),
+    "w8a8": _preset("8-bit weights by channel, 8-bit activations", TensorScheme(), _A8),
+    "w8a16": _preset("8-bit weights by channel, 16-bit activations", TensorScheme(), _A16),
+    "w4a16": _preset("4-bit weights by channel, 16-bit activations", _W4, _A16),
+    "w4a8": _preset("4-bit weights by channel, 8-bit activations", _W4, _A8),
+    "w4a4": _preset("4-bit weights by channel, 4-bit activations", _W4, replace(_A8, format="uint4")),
+    "w2a8": _preset("2-bit weights by channel, 8-bit activations", replace(_W4, format="int2"), _A8),
+    "int8_dynamic": _preset(
+        "8-bit weights by channel, 8-bit activations with ranges taken from each example",
+        TensorScheme(),
+        TensorScheme("uint8", "layer", symmetric=False, mode="dynamic"),
+    ),
+    "fp16": _preset("16-bit float weights and activations", TensorScheme("fp16"), TensorScheme("fp16")),
+    "bf16": _preset("bfloat16 weights and activations", TensorScheme("bf16"), TensorScheme("bf16")),
+}

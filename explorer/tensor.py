@@ -1,0 +1,191 @@
+"""Quantizing one tensor: parameters, codes, values, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from explorer.calibrate import Sample, fit
+from explorer.errors import SchemeError, TensorError
+from explorer.formats import (
+    FloatFormat,
+    QParams,
+    check_finite,
+    decode,
+    encode,
+    fake_quantize_,
+    pack,
+    packed_bytes,
+)
+from explorer.recipe import TensorScheme
+
+SchemeLike = TensorScheme | Mapping[str, Any] | str
+
+
+def as_scheme(scheme: SchemeLike) -> TensorScheme:
+    """A scheme from itself, from its fields, or from the name of a format.
+
+    Raises:
+        SchemeError: when it is none of these.
+    """
+    if isinstance(scheme, TensorScheme):
+        return scheme
+    if isinstance(scheme, str):
+        return TensorScheme(scheme)
+    if isinstance(scheme, Mapping):
+        try:
+            return TensorScheme(**scheme)
+        except TypeError:
+            from explorer.recipe import Recipe
+
+            # Says which field does not exist and which is nearest.
+            Recipe().with_default(weight=scheme)
+            raise
+    raise SchemeError(
+        f"A scheme is a TensorScheme, a dictionary of its fields, or a format's name; not {scheme!r}."
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A quantized tensor: ``values() = scale * (codes - zero_point)``.
+
+    Args:
+        codes: int32, the shape of the tensor (bit patterns for fp16 and bf16, int64 for fp32).
+        scale: float32: ``()`` for a layer, ``(channels,)``, ``(groups,)`` or ``(channels, blocks)``.
+        zero_point: int32, the same shape as ``scale``.
+        qmin: the lowest code in use.
+        qmax: the highest code in use.
+        scheme: the scheme that made it.
+        axis: the channel axis.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    qmin: int
+    qmax: int
+    scheme: TensorScheme
+    axis: int
+
+    def values(self) -> Tensor:
+        """The real values, float32, the shape of the tensor."""
+        number = self.scheme.number
+        if isinstance(number, FloatFormat):
+            return number.decode(self.codes)
+        grain, shape = self.scheme.grain, self.codes.shape
+        scale = grain.expand(self.scale.reshape(-1), shape, self.axis)
+        return decode(self.codes, scale, grain.expand(self.zero_point.reshape(-1), shape, self.axis))
+
+    def pack(self) -> bytes:
+        """The codes in as few bytes as they take; scales and zero points are not among them."""
+        return pack(self.codes.numpy(), self.scheme.bits, self.qmin if self.qmin < 0 else 0)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the packed codes."""
+        return packed_bytes(self.codes.numel(), self.scheme.bits)
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of scales, and of zero points where they are not all the same by design."""
+        return metadata_bytes(self.scheme, self.scale.numel())
+
+
+def metadata_bytes(scheme: TensorScheme, groups: int) -> int:
+    """Bytes that scales and zero points of ``groups`` groups take; zero points have the width of the codes."""
+    if not scheme.scaled:
+        return 0
+    scales = packed_bytes(groups, scheme.grid.scale.bits)
+    return scales if scheme.symmetric else scales + packed_bytes(groups, scheme.bits)
+
+
+def fit_tensor(tensor: Tensor, scheme: TensorScheme, axis: int) -> QParams:
+    """The parameters that ``scheme`` chooses for ``tensor`` on its own values."""
+    return fit(Sample.of(tensor, scheme.grain, axis), scheme.grid, scheme.goal)
+
+
+def _checked(tensor: Tensor, name: str) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        tensor = torch.as_tensor(tensor)
+    if tensor.numel() == 0:
+        raise TensorError(f"The {name} has no elements (shape {tuple(tensor.shape)}).")
+    if not tensor.is_floating_point():
+        raise TensorError(
+            f"The {name} holds {tensor.dtype}; only real (floating-point) tensors are quantized."
+        )
+    check_finite(tensor, name)
+    return tensor.detach().float()
+
+
+def quantize(tensor: Tensor, scheme: SchemeLike, axis: int = 0, name: str = "tensor") -> Quantized:
+    """Codes, scale and zero point of a tensor.
+
+    Args:
+        tensor: real values of any shape.
+        scheme: a scheme, its fields as a dictionary, or the name of a format.
+        axis: the channel axis.
+        name: what to call the tensor in an error.
+
+    Raises:
+        TensorError: for NaN, infinity, or a tensor without elements.
+        SchemeError: for a scheme that does not exist.
+
+    >>> quantize(torch.tensor([-1.0, 0.5, 1.27]), {"format": "int8", "granularity": "layer"}).codes.tolist()
+    [-100, 50, 127]
+    """
+    scheme, tensor = as_scheme(scheme), _checked(tensor, name)
+    number = scheme.number
+    if isinstance(number, FloatFormat):
+        one, zero = torch.ones(()), torch.zeros((), dtype=torch.int32)
+        return Quantized(number.encode(tensor), one, zero, 0, (1 << number.bits) - 1, scheme, axis)
+    params = fit_tensor(tensor, scheme, axis)
+    grain = scheme.grain
+    scale = grain.expand(params.scale, tensor.shape, axis)
+    codes = encode(tensor, scale, grain.expand(params.zero_point, tensor.shape, axis), params)
+    shape = grain.shape(tensor.shape, axis)
+    return Quantized(
+        codes,
+        params.scale.reshape(shape),
+        params.zero_point.reshape(shape),
+        params.qmin,
+        params.qmax,
+        scheme,
+        axis,
+    )
+
+
+def apply(tensor: Tensor, scheme: TensorScheme, params: QParams | None, axis: int) -> Tensor:
+    """The values of ``tensor`` after quantization with given parameters, float32, in a new tensor.
+
+    Args:
+        tensor: float32 of any shape.
+        scheme: says format and granularity.
+        params: None for formats that have no scale.
+        axis: the channel axis.
+    """
+    number = scheme.number
+    if isinstance(number, FloatFormat):
+        return number.snap(tensor)
+    assert params is not None
+    grain = scheme.grain
+    scale = grain.expand(params.scale, tensor.shape, axis)
+    return fake_quantize_(tensor, scale, grain.expand(params.zero_point, tensor.shape, axis), params)
+
+
+def fake_quantize(tensor: Tensor, scheme: SchemeLike, axis: int = 0, name: str = "tensor") -> Tensor:
+    """The values of ``tensor`` after quantization, float32 of the same shape; ``quantize(...).values()`` at once.
+
+    Raises:
+        TensorError: for NaN, infinity, or a tensor without elements.
+        SchemeError: for a scheme that does not exist.
+
+    >>> fake_quantize(torch.tensor([-1.0, 0.4, 1.0]), {"format": "int2", "granularity": "layer"}).tolist()
+    [-1.0, 0.0, 1.0]
+    """
+    scheme, tensor = as_scheme(scheme), _checked(tensor, name)
+    return apply(tensor, scheme, fit_tensor(tensor, scheme, axis) if scheme.scaled else None, axis)
