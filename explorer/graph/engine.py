@@ -201,9 +201,7 @@ class Engine:
                     inputs[source] = quantize_activation(values[source], config.input, fixed, layer.channel)
         return node.target(*fill(node.args, inputs), **fill(dict(node.kwargs), inputs))
 
-    def input_of(
-        self, layer: Layer, index: int, scheme: TensorScheme, params: QParams | None, value: Tensor
-    ) -> Tensor:
+    def input_of(self, layer: Layer, scheme: TensorScheme, params: QParams | None, value: Tensor) -> Tensor:
         """An input of a layer after quantization by ``scheme``."""
         return value if scheme.off else quantize_activation(value, scheme, params, layer.channel)
 

@@ -14,6 +14,7 @@ from explorer.sources.data import (
 from explorer.sources.files import atomic_write
 from explorer.sources.models import LoadedModel, load_model, load_weights, read_checkpoint
 from explorer.sources.preprocess import Preprocess
+from explorer.sources.recipes import load_recipe
 from explorer.sources.zoo import ZOO
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "from_loader",
     "load_data",
     "load_model",
+    "load_recipe",
     "load_weights",
     "read_checkpoint",
 ]

@@ -1,0 +1,247 @@
+"""The command line: the same questions without a page.
+
+Exit codes: 0 when the question was answered, 2 when the input was bad (one sentence on standard error),
+130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+from tqdm import tqdm
+
+from explorer.errors import ExplorerError
+from explorer.recipe import PRESETS
+from explorer.session import Session
+from explorer.sources import ZOO, atomic_write, load_recipe
+from explorer.study import MEASURES, METHODS, TENSOR_CHOICES, Evaluation
+from explorer.study.evaluate import finite
+
+T = TypeVar("T")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m explorer", description="Look into the quantization of a network."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("what is explored")
+    group.add_argument(
+        "--model",
+        default="fashion-resnet20",
+        metavar="M",
+        help=f"{', '.join(ZOO)}, torchvision:NAME[:WEIGHTS], package.module:factory or file.py:factory "
+        "(default: %(default)s)",
+    )
+    group.add_argument("--checkpoint", metavar="FILE", help="weights: safetensors or a state_dict")
+    group.add_argument(
+        "--data",
+        metavar="D",
+        help="a folder of images, an .npz, file.py:factory or a shipped name (default: the model's own)",
+    )
+    group.add_argument("--calibration", metavar="D", help="images that set the ranges of activations")
+    group.add_argument(
+        "--calibration-images", type=_positive, default=512, metavar="N", help="default: %(default)s"
+    )
+    group.add_argument(
+        "--preprocess",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="mean=0.5,0.5,0.5 std=0.25,0.25,0.25 resize=256 crop=224",
+    )
+    group.add_argument(
+        "--no-fold", action="store_true", help="do not fold BatchNorm into the layer before it"
+    )
+    group.add_argument(
+        "--recipe",
+        default="w8a8",
+        metavar="R",
+        help=f"{', '.join(PRESETS)}, or a file (default: %(default)s)",
+    )
+    answer = argparse.ArgumentParser(add_help=False)
+    answer.add_argument(
+        "--json", metavar="OUT", help="write the result as JSON to this file (- for standard output)"
+    )
+    limited = argparse.ArgumentParser(add_help=False)
+    limited.add_argument("--limit", type=_positive, metavar="N", help="evaluate on N images (default: all)")
+
+    commands.add_parser("layers", parents=[common, answer], help="list the layers under a recipe")
+    commands.add_parser(
+        "evaluate", parents=[common, answer, limited], help="what a recipe does to accuracy, size and SQNR"
+    )
+    sweep = commands.add_parser(
+        "sensitivity", parents=[common, answer, limited], help="which layer suffers under which format"
+    )
+    sweep.add_argument("--formats", default="int8,int4,int2", metavar="F,F", help="default: %(default)s")
+    sweep.add_argument(
+        "--method", default="exact", metavar="METHOD", help=f"{', '.join(METHODS)} (default: %(default)s)"
+    )
+    sweep.add_argument(
+        "--measure", default="kl", metavar="MEASURE", help=f"{', '.join(MEASURES)} (default: %(default)s)"
+    )
+    sweep.add_argument(
+        "--tensor",
+        default="weight",
+        metavar="TENSOR",
+        help=f"{', '.join(TENSOR_CHOICES)} (default: %(default)s)",
+    )
+    serve = commands.add_parser("serve", parents=[common], help="open the page")
+    serve.add_argument("--port", type=int, default=5006, help="default: %(default)s")
+    serve.add_argument("--address", default="127.0.0.1", help="default: %(default)s")
+    serve.add_argument("--show", action="store_true", help="open a browser")
+    return parser
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "model": options.model,
+        "data": options.data,
+        "calibration": options.calibration,
+        "checkpoint": options.checkpoint,
+        "preprocess": " ".join(options.preprocess) if options.preprocess else None,
+        "recipe": load_recipe(options.recipe),
+        "calibration_images": options.calibration_images,
+        "fold": not options.no_fold,
+    }
+
+
+def _last(steps: Iterator[T], total: int, done: Callable[[T], int]) -> T:
+    """The last of the partial results, with a progress bar where someone watches."""
+    with tqdm(
+        total=total, unit="image", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False
+    ) as bar:
+        result = None
+        for result in steps:
+            bar.update(done(result) - bar.n)
+    assert result is not None
+    return result
+
+
+def _write(result: dict[str, Any], target: str | None) -> bool:
+    """Write JSON where it is wanted; whether standard output is still free for people."""
+    if target is None:
+        return True
+    text = json.dumps(finite(result), indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return False
+    try:
+        atomic_write(Path(target), text)
+    except OSError as error:
+        raise ExplorerError(
+            f"The result cannot be written to {target!r}: {error.strerror or error}."
+        ) from None
+    return True
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {str(key): None if pd.isna(value) else value for key, value in record.items()}
+        for record in table.to_dict("records")
+    ]
+
+
+def _layers(session: Session, options: argparse.Namespace) -> None:
+    table = session.layers()
+    result = {"model": session.model_name, "layers": _records(table)}
+    for record, layer in zip(result["layers"], session.graph.layers, strict=True):
+        record["shape"] = list(layer.shape)
+    if _write(result, options.json):
+        print(table.drop(columns=["quantizable"]).to_string(index=False, na_rep="-", float_format="%.2f"))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _evaluate(session: Session, options: argparse.Namespace) -> None:
+    total = session.subject.evaluation.count(options.limit)
+    result: Evaluation = _last(session.evaluate_steps(images=options.limit), total, lambda e: e.images)
+    if not _write(result.to_dict(), options.json):
+        return
+    name = "agreement with float" if result.agreement else "top-1"
+    low, high = result.top1_interval
+    below, above = result.delta_interval
+    print(f"{result.model} on {result.images:,} images of {result.data}; ranges from {result.calibration}")
+    print(f"  {name:<22}{_percent(result.top1)}   95% interval {_percent(low)} to {_percent(high)}")
+    print(f"  {'float':<22}{_percent(result.top1_float)}")
+    print(
+        f"  {'difference, paired':<22}{100 * result.delta:+.2f} points   95% interval {100 * below:+.2f} to "
+        f"{100 * above:+.2f}   ({result.lost} right to wrong, {result.won} wrong to right)"
+    )
+    if result.loss is not None and result.loss_float is not None:
+        print(f"  {'loss':<22}{result.loss:.4f} nats   float {result.loss_float:.4f}")
+    print(f"  {'KL to float':<22}{result.kl:.3g} nats")
+    print(f"  {'output SQNR':<22}{result.output_sqnr_db:.2f} dB")
+    ratio = result.size_bytes_float / result.size_bytes
+    print(
+        f"  {'size':<22}{result.size_bytes:,} bytes   float {result.size_bytes_float:,} ({ratio:.2f} times)"
+    )
+    ratio = result.bops_float / max(result.bops, 1)
+    print(f"  {'BOPs for one image':<22}{result.bops:,}   float {result.bops_float:,} ({ratio:.2f} times)")
+
+
+def _sensitivity(session: Session, options: argparse.Namespace) -> None:
+    total = session.subject.evaluation.count(options.limit)
+    formats = [word.strip() for word in options.formats.split(",") if word.strip()]
+    steps = session.sensitivity_steps(formats, options.measure, options.method, options.tensor, options.limit)
+    table = _last(steps, total, lambda t: int(t["images"].min()) if len(t) else 0)
+    rows = _records(table)
+    for row in rows:
+        row["interval"] = [row.pop("low"), row.pop("high")]
+    result = {
+        "model": session.model_name,
+        "data": session.data_name,
+        "images": int(table["images"].max()) if len(table) else 0,
+        "rows": rows,
+    }
+    if _write(result, options.json):
+        print(table.drop(columns=["method", "complete"]).to_string(index=False, float_format="%.4g"))
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from explorer.views.app import serve
+
+    serve(port=options.port, address=options.address, show=options.show, **_arguments(options))
+
+
+QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], None]] = {
+    "layers": _layers,
+    "evaluate": _evaluate,
+    "sensitivity": _sensitivity,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "serve":
+            _serve(options)
+        else:
+            QUESTIONS[options.command](Session(**_arguments(options)), options)
+    except ExplorerError as error:
+        print(f"explorer: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return 0

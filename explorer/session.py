@@ -1,0 +1,578 @@
+"""The session: a network, images, a recipe and its history.  The one mutable object."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from explorer.cost import cost
+from explorer.errors import DataError, LayerError, ModelError, SchemeError, nearest, unknown
+from explorer.formats import FloatFormat, fake_quantize_
+from explorer.graph import Batch, Calibration, Engine, Graph, Layer, Plan, Store, capture, plan
+from explorer.graph.fakequant import quantize_activation
+from explorer.graph.memory import free_bytes
+from explorer.recipe import Recipe, TensorScheme
+from explorer.sources import Data, LoadedModel, Preprocess, check_shape, load_data, load_model
+from explorer.study import (
+    METHODS,
+    Evaluation,
+    Examples,
+    Histogram,
+    evaluate_steps,
+    histogram_of,
+    layer_reports,
+    rows_for,
+    sensitivity_steps,
+)
+from explorer.study.histogram import clipped_share
+from explorer.tensor import SchemeLike, apply, as_scheme, fit_tensor
+
+# Batches up to this many bytes together are held; larger data are read again when they are needed.
+_HELD_BYTES = 1 << 29
+_KEEP_HISTORY = 200
+
+_store: Store | None = None
+_store_lock = threading.Lock()
+
+
+def shared_store() -> Store:
+    """The store of this process: keys are contents, so all sessions may share it."""
+    global _store
+    with _store_lock:
+        if _store is None:
+            _store = Store(max(1 << 28, free_bytes() // 4))
+        return _store
+
+
+class Stream:
+    """The batches of some data in a fixed, shuffled order.
+
+    Args:
+        data: the examples.
+        size: how many images a batch has.
+        seed: of the order.
+    """
+
+    def __init__(self, data: Data, size: int, seed: int) -> None:
+        self.data, self.size = data, size
+        self._order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
+        self._held: dict[tuple[int, int], Examples] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def count(self, images: int | None) -> int:
+        """How many images are meant by ``images``, None being all.
+
+        Raises:
+            DataError: for a number below one.
+        """
+        if images is None:
+            return len(self._order)
+        if isinstance(images, bool) or not isinstance(images, int) or images < 1:
+            raise DataError(f"The number of images must be a whole number of at least 1, not {images!r}.")
+        return min(images, len(self._order))
+
+    def batches(self, images: int | None = None) -> Iterator[Examples]:
+        """The first ``images`` examples, batch by batch."""
+        count = self.count(images)
+        for start in range(0, count, self.size):
+            yield self._read(start, min(start + self.size, count))
+
+    def _read(self, start: int, stop: int) -> Examples:
+        with self._lock:
+            if (start, stop) in self._held:
+                return self._held[start, stop]
+        read = self.data.read(self._order[start:stop])
+        examples = Examples(Batch.of(read.images), read.labels)
+        size = read.images.numel() * read.images.element_size()
+        with self._lock:
+            if self._bytes + size <= _HELD_BYTES:
+                self._held[start, stop] = examples
+                self._bytes += size
+        return examples
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What sessions may share, since nobody writes to it: the captured network, its images and statistics."""
+
+    name: str
+    graph: Graph
+    engine: Engine
+    floats: Plan
+    calibration: Calibration
+    evaluation: Stream
+    calibration_stream: Stream
+    classes: tuple[str, ...] | None
+    preprocess: Preprocess | None
+    calibration_name: str
+
+
+def _no_params(layer: Layer, index: int, scheme: TensorScheme) -> Any:
+    raise AssertionError("The float network has no quantized input.")
+
+
+def make_subject(
+    model: str | nn.Module | LoadedModel = "fashion-resnet20",
+    data: Any = None,
+    calibration: Any = None,
+    evaluation: Any = None,
+    example: Tensor | None = None,
+    checkpoint: Any = None,
+    preprocess: Preprocess | str | None = None,
+    calibration_images: int = 512,
+    fold: bool = True,
+    store_bytes: int | None = None,
+    seed: int = 0,
+) -> Subject:
+    """Load and capture a network and its images.  The arguments are those of :class:`Session`."""
+    loaded = model if isinstance(model, LoadedModel) else load_model(model, checkpoint)
+    wish = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
+    if data is not None and evaluation is not None:
+        raise DataError("Give either data= or evaluation=, not both: they are two names of the same images.")
+    chosen = evaluation if evaluation is not None else data if data is not None else loaded.data
+    if chosen is None:
+        raise DataError(
+            "This network comes without images; give data= (or --data): a folder, an .npz or a loader."
+        )
+    images = load_data(chosen, wish, default=loaded.preprocess)
+    if calibration is None and chosen == loaded.data:
+        calibration = loaded.calibration
+    # Without images of their own, ranges are set on some of those that are evaluated; the report says so.
+    tuning = images if calibration is None else load_data(calibration, wish, default=loaded.preprocess)
+    if example is None:
+        example = loaded.example
+    if example is None:
+        example = images.read([0]).images
+    else:
+        check_shape(images, example)
+        check_shape(tuning, example)
+    graph = capture(loaded.module, example, fold)
+    store = shared_store() if store_bytes is None else Store(store_bytes)
+    engine = Engine(graph, store)
+    floats = plan(graph, Recipe.preset("fp32"), _no_params)
+    size = engine.batch_size()
+    tuning_stream = Stream(tuning, size, seed)
+    wanted = tuning_stream.count(calibration_images)
+    statistics = Calibration(
+        engine, floats, lambda: (examples.batch for examples in tuning_stream.batches(wanted))
+    )
+    stream = Stream(images, size, seed)
+    shared = " (which are also evaluated)" if calibration is None else ""
+    return Subject(
+        name=loaded.name,
+        graph=graph,
+        engine=engine,
+        floats=floats,
+        calibration=statistics,
+        evaluation=stream,
+        calibration_stream=tuning_stream,
+        classes=images.classes or loaded.classes,
+        preprocess=loaded.preprocess,
+        calibration_name=f"{wanted} images of {tuning.name}{shared}",
+    )
+
+
+class Session:
+    """A network under a recipe that may be changed, and all that can be asked of it.
+
+    Args:
+        model: a shipped name, ``torchvision:NAME``, ``file.py:factory``, ``package.module:factory``, or a
+            ``torch.nn.Module`` from images to class scores.
+        data: the images to evaluate on: a shipped name, a folder, an ``.npz``, a loader, a pair of arrays.
+        calibration: the images that set activation ranges; None takes the shipped ones, else some of ``data``.
+        evaluation: another name for ``data``.
+        example: one batch for capturing; None takes the first image.
+        checkpoint: a file of weights, loaded without executing anything.
+        preprocess: for example ``"mean=0.5 std=0.25 resize=256 crop=224"``.
+        recipe: to begin with, or a preset's name.
+        calibration_images: how many of the calibration images are used.
+        fold: fold BatchNorm into the layer before it.
+        store_bytes: budget for intermediate results; None shares one store of a quarter of the free memory.
+        seed: of the order in which images are seen.
+        subject: a network and images that another session has loaded; the arguments above, ``recipe`` apart,
+            are then left out.
+
+    Raises:
+        ModelError, CheckpointError, DataError, RecipeError: for what cannot be read or does not fit.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module | LoadedModel = "fashion-resnet20",
+        data: Any = None,
+        calibration: Any = None,
+        evaluation: Any = None,
+        example: Tensor | None = None,
+        checkpoint: Any = None,
+        preprocess: Preprocess | str | None = None,
+        recipe: Recipe | str = "w8a8",
+        calibration_images: int = 512,
+        fold: bool = True,
+        store_bytes: int | None = None,
+        seed: int = 0,
+        subject: Subject | None = None,
+    ) -> None:
+        self.subject = subject or make_subject(
+            model, data, calibration, evaluation, example, checkpoint, preprocess,
+            calibration_images, fold, store_bytes, seed,
+        )  # fmt: skip
+        first = self._checked(Recipe.preset(recipe) if isinstance(recipe, str) else recipe)
+        self._history = [first]
+        self._at = 0
+        self._revision = 0
+        self._listeners: list[Callable[[], None]] = []
+        self._histograms: dict[tuple[str, str, str, int], Histogram] = {}
+
+    # -- what is explored -------------------------------------------------------------------------
+
+    @property
+    def model_name(self) -> str:
+        """The network's name."""
+        return self.subject.name
+
+    @property
+    def data_name(self) -> str:
+        """The evaluation images' name."""
+        return self.subject.evaluation.data.name
+
+    @property
+    def graph(self) -> Graph:
+        """The captured network."""
+        return self.subject.graph
+
+    @property
+    def engine(self) -> Engine:
+        """What evaluates the network."""
+        return self.subject.engine
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The quantizable layers, in the order of execution."""
+        return tuple(layer.name for layer in self.graph.layers if layer.quantizable)
+
+    @property
+    def total_images(self) -> int:
+        """How many evaluation images there are."""
+        return self.subject.evaluation.count(None)
+
+    # -- the recipe and its history ---------------------------------------------------------------
+
+    def _checked(self, recipe: Recipe) -> Recipe:
+        if not isinstance(recipe, Recipe):
+            raise SchemeError(f"A recipe is a Recipe or a preset's name, not {recipe!r}.")
+        recipe.check(self.layer_names)
+        return recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        """The present recipe; assigning another one makes a step of history."""
+        return self._history[self._at]
+
+    @recipe.setter
+    def recipe(self, recipe: Recipe) -> None:
+        recipe = self._checked(recipe)
+        if recipe == self.recipe:
+            return
+        self._history = [*self._history[: self._at + 1], recipe][-_KEEP_HISTORY:]
+        self._at = len(self._history) - 1
+        self._changed()
+
+    @property
+    def revision(self) -> int:
+        """A number that grows with each change of the recipe."""
+        return self._revision
+
+    @property
+    def can_undo(self) -> bool:
+        return self._at > 0
+
+    @property
+    def can_redo(self) -> bool:
+        return self._at < len(self._history) - 1
+
+    def undo(self) -> None:
+        """Go back to the recipe before; does nothing at the first."""
+        if self.can_undo:
+            self._at -= 1
+            self._changed()
+
+    def redo(self) -> None:
+        """Take back an undo; does nothing at the last."""
+        if self.can_redo:
+            self._at += 1
+            self._changed()
+
+    def _changed(self) -> None:
+        self._revision += 1
+        for listener in list(self._listeners):
+            listener()
+
+    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener()`` after each change of the recipe, until the returned function is called."""
+        self._listeners.append(listener)
+
+        def unsubscribe() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return unsubscribe
+
+    def edit(
+        self,
+        layers: Iterable[str],
+        weight: Mapping[str, Any] | TensorScheme | None = None,
+        input: Mapping[str, Any] | TensorScheme | None = None,
+    ) -> None:
+        """Change some fields of some layers in one step of history.
+
+        Raises:
+            LayerError: for a name that is no quantizable layer.
+            RecipeError: for a field or value that does not exist or does not go with the others; the recipe
+                then stays as it was.
+        """
+        recipe = self.recipe
+        for name in layers:
+            self._layer(name)
+            recipe = recipe.with_layer(name, weight=weight, input=input)
+        self.recipe = recipe
+
+    def _layer(self, name: str) -> Layer:
+        layer = self.graph.by_layer.get(name)
+        if layer is None:
+            names = list(self.graph.by_layer)
+            raise LayerError(f"This network has no layer {name!r}.{nearest(name, names)}")
+        if not layer.quantizable:
+            raise LayerError(f"The layer {name!r} stays in float: {layer.reason}.")
+        return layer
+
+    # -- questions --------------------------------------------------------------------------------
+
+    def plan(self, recipe: Recipe | None = None) -> Plan:
+        """A recipe worked out: static ranges are fitted on the calibration images if they are not yet."""
+        recipe = self.recipe if recipe is None else self._checked(recipe)
+        calibration = self.subject.calibration
+        calibration.prepare(recipe)
+        return plan(self.graph, recipe, calibration.params)
+
+    def layers(self, recipe: Recipe | None = None) -> pd.DataFrame:
+        """The layers under a recipe, one row each, in the order of execution.
+
+        Columns: name, op, shape, parameters, macs, weight, input, weight_bits, input_bits, weight_sqnr_db,
+        size_bytes, quantizable, reason.  No image is needed, so the SQNR of inputs is not among them.
+        """
+        recipe = self.recipe if recipe is None else self._checked(recipe)
+        weights_only = Plan(self.graph, {name: recipe.config(name) for name in self.layer_names}, {}, {})
+        reports = layer_reports(self.engine, weights_only, cost(self.graph, recipe))
+        table = pd.DataFrame([vars(report) for report in reports]).drop(columns="input_sqnr_db")
+        table["shape"] = ["x".join(map(str, report.shape)) for report in reports]
+        for column in ("weight_bits", "input_bits"):
+            table[column] = table[column].astype("Int64")
+        table["weight_sqnr_db"] = table["weight_sqnr_db"].astype(float)
+        return table
+
+    def evaluate_steps(
+        self, recipe: Recipe | str | None = None, images: int | None = None
+    ) -> Iterator[Evaluation]:
+        """Better and better evaluations of a recipe (the present one if None), one after each batch.
+
+        Raises:
+            RecipeError: when the recipe does not fit the network.
+            DataError: when images or labels do not fit the network.
+        """
+        recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
+        recipe = self.recipe if recipe is None else self._checked(recipe)
+        stream = self.subject.evaluation
+        yield from evaluate_steps(
+            self.engine,
+            self.plan(recipe),
+            self.subject.floats,
+            recipe,
+            stream.batches(images),
+            stream.count(images),
+            self.model_name,
+            self.data_name,
+            self.subject.calibration_name,
+        )
+
+    def evaluate(self, recipe: Recipe | str | None = None, images: int | None = None) -> Evaluation:
+        """The evaluation of a recipe on ``images`` images (all if None)."""
+        return deque(self.evaluate_steps(recipe, images), maxlen=1)[0]
+
+    def sensitivity_steps(
+        self,
+        formats: Sequence[str] = ("int8", "int4", "int2"),
+        measure: str = "kl",
+        method: str = "exact",
+        tensor: str = "weight",
+        images: int | None = None,
+        layers: Iterable[str] | None = None,
+    ) -> Iterator[pd.DataFrame]:
+        """Sharper and sharper tables of sensitivities: columns layer, format, tensor, method, measure, value,
+        low, high, images, complete.
+
+        Granularity, symmetry and objective of each layer are those of the present recipe.
+
+        Args:
+            formats: which formats to try at every layer.
+            measure: ``kl``, ``loss``, ``top1`` or ``sqnr``.
+            method: ``exact``.
+            tensor: ``weight``, ``input`` or ``both``.
+            images: how many evaluation images, None for all.
+            layers: which layers, None for all.
+
+        Raises:
+            SchemeError: for a format, measure, method or tensor that does not exist.
+        """
+        if method not in METHODS:
+            raise SchemeError(unknown("method", method, METHODS))
+        formats = [formats] if isinstance(formats, str) else list(formats)
+        chosen = [self._layer(name) for name in (self.layer_names if layers is None else layers)]
+        recipe = self.recipe
+
+        def schemes(name: str) -> tuple[TensorScheme, TensorScheme]:
+            config = recipe.config(name)
+            return config.weight, config.input
+
+        stream = self.subject.evaluation
+        yield from sensitivity_steps(
+            self.engine,
+            self.subject.floats,
+            rows_for(chosen, formats, tensor, schemes),
+            self.plan,
+            stream.batches(images),
+            stream.count(images),
+            measure,
+            tensor,
+        )
+
+    def sensitivity(
+        self,
+        formats: Sequence[str] = ("int8", "int4", "int2"),
+        measure: str = "kl",
+        method: str = "exact",
+        tensor: str = "weight",
+        images: int | None = None,
+        layers: Iterable[str] | None = None,
+    ) -> pd.DataFrame:
+        """The table of sensitivities; see :meth:`sensitivity_steps`."""
+        steps = self.sensitivity_steps(formats, measure, method, tensor, images, layers)
+        return deque(steps, maxlen=1)[0]
+
+    def histogram(
+        self,
+        layer: str,
+        tensor: str = "weight",
+        bins: int = 256,
+        scheme: SchemeLike | None = None,
+        index: int = 0,
+    ) -> Histogram:
+        """The distribution of a layer's weight or input before and after quantization.
+
+        Args:
+            layer: its name.
+            tensor: ``weight`` or ``input``.
+            bins: how many.
+            scheme: None takes the recipe's.
+            index: which input, where a layer has several.
+
+        Raises:
+            LayerError: when the layer does not exist or has no such tensor.
+        """
+        found = self._layer(layer)
+        if tensor not in ("weight", "input"):
+            raise LayerError(
+                f"A layer has a 'weight' and an 'input', not a {tensor!r}.{nearest(tensor, ['weight', 'input'])}"
+            )
+        if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= 1 << 16:
+            raise SchemeError(f"A histogram has from 1 to 65536 bins, not {bins!r}.")
+        config = self.recipe.config(layer)
+        chosen = (
+            as_scheme(scheme)
+            if scheme is not None
+            else (config.weight if tensor == "weight" else config.input)
+        )
+        key = (layer, f"{tensor}{index}", chosen.key, bins)
+        if key not in self._histograms:
+            if len(self._histograms) > 256:
+                self._histograms.clear()
+            made = (
+                self._weight_histogram(found, chosen, bins)
+                if tensor == "weight"
+                else self._input_histogram(found, chosen, bins, index)
+            )
+            self._histograms[key] = made
+        return self._histograms[key]
+
+    def _weight_histogram(self, layer: Layer, scheme: TensorScheme, bins: int) -> Histogram:
+        if layer.weight is None:
+            raise LayerError(f"The layer {layer.name!r} is a product of activations and has no weight.")
+        plain = self.graph.constants[layer.weight].float()
+        params = fit_tensor(plain, scheme, layer.axis) if scheme.scaled else None
+        after = apply(plain, scheme, params, layer.axis)
+        clipped = None
+        if params is not None:
+            # Beyond the ends by more than half a step.
+            low, high = (scheme.grain.expand(bound, plain.shape, layer.axis) for bound in params.clip)
+            slack = 1e-6 * torch.maximum(-low, high)
+            clipped = float(((plain < low - slack) | (plain > high + slack)).float().mean())
+        return histogram_of(layer.name, "weight", scheme, plain, after, params, None, clipped, bins)
+
+    def _input_histogram(self, layer: Layer, scheme: TensorScheme, bins: int, index: int) -> Histogram:
+        if not layer.inputs:
+            raise LayerError(f"The layer {layer.name!r} has no input activation: it looks its values up.")
+        if not 0 <= index < len(layer.inputs):
+            raise LayerError(
+                f"The layer {layer.name!r} has {len(layer.inputs)} inputs; there is no number {index}."
+            )
+        calibration = self.subject.calibration
+        if scheme.scaled and (scheme.mode == "dynamic" or scheme.granularity != "layer"):
+            return self._activation_histogram(layer, scheme, bins, index)
+        whole = TensorScheme("uint8", "layer", symmetric=False)
+        sample = calibration.sample(layer, index, whole)
+        params = calibration.params(layer, index, scheme) if scheme.scaled else None
+        number = scheme.number
+        if isinstance(number, FloatFormat):
+            after = number.snap(sample.values)
+        else:
+            assert params is not None
+            after = fake_quantize_(sample.values, params.scale[:, None], params.zero_point[:, None], params)
+        clipped = clipped_share(sample, params) if params is not None else None
+        return histogram_of(
+            layer.name,
+            "input",
+            scheme,
+            sample.values,
+            after,
+            params,
+            sample.weights,
+            clipped,
+            bins,
+            exact=False,
+        )
+
+    def _activation_histogram(self, layer: Layer, scheme: TensorScheme, bins: int, index: int) -> Histogram:
+        """From the first calibration batch: ranges that change with the example or the channel."""
+        source = layer.inputs[index]
+        batch = next(self.subject.calibration_stream.batches()).batch
+        value = self.engine.run(self.subject.floats, batch, [source])[source].float()
+        params = None
+        if scheme.mode == "static":
+            params = self.subject.calibration.params(layer, index, scheme)
+        after = quantize_activation(value, scheme, params, layer.channel)
+        return histogram_of(layer.name, "input", scheme, value, after, params, bins=bins, exact=False)
+
+    def panel(self) -> Any:
+        """The page, for a notebook cell or a server."""
+        try:
+            from explorer.views import view
+        except ImportError as error:
+            raise ModelError(f"The page needs Panel, which cannot be imported: {error}.") from error
+        return view(self)
