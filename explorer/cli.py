@@ -160,10 +160,10 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _layers(session: Session, options: argparse.Namespace) -> None:
     table = session.layers()
-    result = {"model": session.model_name, "layers": _records(table)}
-    for record, layer in zip(result["layers"], session.graph.layers, strict=True):
+    records = _records(table)
+    for record, layer in zip(records, session.graph.layers, strict=True):
         record["shape"] = list(layer.shape)
-    if _write(result, options.json):
+    if _write({"model": session.model_name, "layers": records}, options.json):
         print(table.drop(columns=["quantizable"]).to_string(index=False, na_rep="-", float_format="%.2f"))
 
 

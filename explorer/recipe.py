@@ -91,7 +91,8 @@ class TensorScheme:
             return
         if self.narrow is not None and not (self.symmetric and self.scaled):
             raise SchemeError(
-                "The field 'narrow' has an effect on symmetric integer formats only; leave it out, or set symmetric: true."
+                "The field 'narrow' has an effect on symmetric integer formats only; "
+                "leave it out, or set symmetric: true."
             )
         if self.mode == "dynamic" and self.scaled and self.objective != "minmax":
             raise SchemeError(

@@ -109,9 +109,9 @@ def fit_tensor(tensor: Tensor, scheme: TensorScheme, axis: int) -> QParams:
     return fit(Sample.of(tensor, scheme.grain, axis), scheme.grid, scheme.goal)
 
 
-def _checked(tensor: Tensor, name: str) -> Tensor:
+def _checked(tensor: object, name: str) -> Tensor:
     if not isinstance(tensor, Tensor):
-        tensor = torch.as_tensor(tensor)
+        raise TensorError(f"The {name} must be a torch tensor, not a {type(tensor).__name__}.")
     if tensor.numel() == 0:
         raise TensorError(f"The {name} has no elements (shape {tuple(tensor.shape)}).")
     if not tensor.is_floating_point():

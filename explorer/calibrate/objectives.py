@@ -145,6 +145,10 @@ class Search(Objective):
         """The sample in the form in which costs are computed."""
 
     @abstractmethod
+    def width(self, edges: int, points: int) -> int:
+        """How many numbers one candidate of one group takes, for ``edges`` of codes and ``points`` of the sample."""
+
+    @abstractmethod
     def cost(self, sample: Cumulated, params: QParams) -> Tensor:
         """The cost of candidates, float64 ``(groups, candidates)``; so are the parameters' scales."""
 
@@ -152,7 +156,7 @@ class Search(Objective):
         full = sample.minimum.clamp(max=0.0)[:, None], sample.maximum.clamp(min=0.0)[:, None]
         prepared = self.prepare(sample, grid)
         lowest, highest = grid.codes
-        step = max(1, _CHUNK // (sample.groups * min(highest - lowest + 2, prepared.values.shape[1])))
+        step = max(1, _CHUNK // (sample.groups * self.width(highest - lowest + 2, prepared.values.shape[1])))
         best = torch.full((sample.groups,), torch.inf, dtype=torch.float64)
         shares = torch.ones(sample.groups), torch.ones(sample.groups)
 
@@ -183,13 +187,13 @@ class Search(Objective):
                 moved = (shares[1][:, None] + coarse).clamp(0.01, 1)
                 attempt(shares[0][:, None].expand_as(moved), moved)
         fine = torch.arange(-9, 10) / (10 * self.count)
-        moved = tuple((ends[:, None] + fine).clamp(1e-3, 1) for ends in shares)
-        if not two_sided:
-            attempt(moved[0], moved[1])
-        else:
-            attempt(moved[0], shares[1][:, None].expand_as(moved[0]))
+        moved = (shares[0][:, None] + fine).clamp(1e-3, 1)
+        if two_sided:
+            attempt(moved, shares[1][:, None].expand_as(moved))
             moved = (shares[1][:, None] + fine).clamp(1e-3, 1)
             attempt(shares[0][:, None].expand_as(moved), moved)
+        else:
+            attempt(moved, (shares[1][:, None] + fine).clamp(1e-3, 1))
         return full[0][:, 0] * shares[0], full[1][:, 0] * shares[1]
 
 
@@ -221,6 +225,12 @@ def _edges(params: QParams) -> Tensor:
     return (code - params.zero_point[..., None] - 0.5) * params.scale[..., None]
 
 
+def _outer_edges(params: QParams) -> Tensor:
+    """The first and the last of :func:`_edges`, ``(groups, candidates, 2)``."""
+    code = torch.tensor([params.qmin, params.qmax + 1])
+    return (code - params.zero_point[..., None] - 0.5) * params.scale[..., None]
+
+
 @dataclass(frozen=True)
 class MSE(Search):
     """The mean squared difference between values and quantized values (as a sum over the group)."""
@@ -240,6 +250,9 @@ class MSE(Search):
         weights = torch.ones_like(values) if sample.weights is None else sample.weights.gather(1, order)
         weights, exact = weights.double(), values.double()
         return Cumulated.of(values, weights, (weights, weights * exact, weights * exact**2), sample.maximum)
+
+    def width(self, edges: int, points: int) -> int:
+        return min(edges, points)
 
     def cost(self, sample: Cumulated, params: QParams) -> Tensor:
         groups, points = sample.values.shape
@@ -283,9 +296,14 @@ class KL(Search):
         parts = counts, (counts > 0).double(), torch.xlogy(counts, counts)
         return Cumulated.of(middle * absmax[:, None], counts, parts, absmax)
 
+    def width(self, edges: int, points: int) -> int:
+        return edges
+
     def cost(self, sample: Cumulated, params: QParams) -> Tensor:
         groups = len(sample.values)
-        edge = _edges(params) / sample.scale[:, None, None]
+        # Where no step is wider than a bin each code holds one bin at most: the outermost edges say it all.
+        fine = bool((params.scale * self.bins <= 2 * sample.scale[:, None]).all())
+        edge = (_outer_edges if fine else _edges)(params) / sample.scale[:, None, None]
         # The first bin whose middle is not below the edge.
         edge = ((edge + 1) * (self.bins / 2) - 0.5).ceil_().clamp_(0, self.bins).long()
 
@@ -296,17 +314,21 @@ class KL(Search):
         total = sample.sums[0][:, -1, None, None]
         below, above = mass[..., :1], total - mass[..., -1:]
         inside = (mass[..., -1:] - mass[..., :1]).clamp(min=1e-30)
+        reference = entropy[..., -1:] - entropy[..., :1]
         level, bins = mass.diff(dim=2), filled.diff(dim=2)
         candidate = level / bins.clamp(min=1) / inside
-        cross = torch.xlogy(level, candidate.clamp(min=1e-300)).sum(2, keepdim=True)
-        reference = entropy[..., -1:] - entropy[..., :1]
+        if fine:
+            cross = reference - torch.xlogy(inside, inside)
+        else:
+            cross = torch.xlogy(level, candidate.clamp(min=1e-300)).sum(2, keepdim=True)
         for clipped, place in ((below, edge[..., :1]), (above, edge[..., -1:] - 1)):
             own_count = at(sample.weights, place.clamp(0, self.bins - 1))
             joined = own_count + clipped
             reference = reference + torch.xlogy(joined, joined) - torch.xlogy(own_count, own_count)
             # An outermost bin that held nothing before has candidate mass 0; a floor keeps the divergence finite.
             own = torch.searchsorted(edge, place.contiguous(), right=True).sub(1).clamp(0, level.shape[2] - 1)
-            share = torch.where(own_count > 0, candidate.gather(2, own), 0.0).clamp(min=1e-6)
+            held = own_count / inside if fine else candidate.gather(2, own)
+            share = torch.where(own_count > 0, held, 0.0).clamp(min=1e-6)
             cross = cross + torch.xlogy(clipped, share)
         return ((reference - cross) / total - total.log())[..., 0]
 
@@ -338,7 +360,7 @@ def objective(name: str) -> Objective:
     >>> objective("percentile:99.9")
     Percentile(percent=99.9)
     """
-    word, colon, number = str(name).partition(":")
+    word, _, number = str(name).partition(":")
     key = f"{word}:P" if f"{word}:P" in OBJECTIVES else str(name)
     if key not in OBJECTIVES:
         raise SchemeError(unknown("objective", name, OBJECTIVES))

@@ -243,7 +243,7 @@ def granularity(name: str) -> Granularity:
     >>> granularity("group:4")
     Group(size=4)
     """
-    word, colon, size = str(name).partition(":")
+    word, _, size = str(name).partition(":")
     key = f"{word}:N" if f"{word}:N" in GRANULARITIES else str(name)
     if key not in GRANULARITIES:
         raise SchemeError(unknown("granularity", name, GRANULARITIES))

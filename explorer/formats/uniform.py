@@ -148,7 +148,7 @@ class Grid:
         return QParams(scale, zero_point, lowest, highest, self.convention.reciprocal)
 
     def _symmetric(self, low: Tensor, high: Tensor) -> QParams:
-        lowest, highest = self.codes
+        _, highest = self.codes
         absmax = torch.maximum(-low, high)
         if self.positive:
             steps = float(highest)
@@ -254,10 +254,7 @@ def fake_quantize_(
 
     ``scale`` and ``zero_point`` broadcast against ``values``.
     """
-    if params.reciprocal:
-        out = torch.mul(values, 1.0 / scale, out=out)
-    else:
-        out = torch.div(values, scale, out=out)
+    out = torch.mul(values, 1.0 / scale, out=out) if params.reciprocal else torch.div(values, scale, out=out)
     low, high = params.qmin - zero_point, params.qmax - zero_point
     out.round_()
     if zero_point.numel() == 1:

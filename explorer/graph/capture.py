@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import operator
 import re
 import warnings
@@ -82,7 +85,8 @@ def _only_tensor(value: Any, what: str) -> Tensor:
         return value[0]
     kind = type(value).__name__
     raise ModelError(
-        f"The network's {what} is a {kind}; it must be one tensor. Wrap the network in a module that returns the tensor wanted."
+        f"The network's {what} is a {kind}; it must be one tensor. "
+        "Wrap the network in a module that returns the tensor wanted."
     )
 
 
@@ -105,25 +109,42 @@ def _where(error: BaseException) -> str:
 
 
 def _export(module: nn.Module, pair: Tensor) -> ExportedProgram:
-    try:
-        with warnings.catch_warnings():
-            # Remarks about torch's own internals; what concerns the user comes as an error.
-            warnings.simplefilter("ignore")
-            program = torch.export.export(module, (pair,), dynamic_shapes=({0: Dim("batch")},), strict=False)
-            return program.run_decompositions({})
-    except Exception as error:
-        text = str(error)
-        spots = [
-            m
-            for m in re.findall(r'File "([^"]+)", line (\d+)', text)
-            if not re.search(r"[/\\]torch[/\\]", m[0])
-        ]
-        place = f" (at {spots[-1][0]}, line {spots[-1][1]})" if spots else _where(error)
-        if "Constraints violated" in text or "specialized" in text.lower():
-            reason = "its code fixes the batch size: it must work for any number of images at once."
-        else:
-            reason = _first_line(error)
-        raise ModelError(f"torch.export cannot capture this network: {reason}{place}") from error
+    """The exported program, pure.
+
+    Plain tracing is tried first.  It takes ``len(x)`` for a number, where reading the code itself
+    (``strict=True``) sees the batch size; so that is tried next.
+    """
+    first: Exception | None = None
+    log = logging.getLogger("torch")
+    level = log.level
+    for strict in (False, True):
+        try:
+            # Remarks and dumps about torch's own internals; what concerns the user comes as an error.
+            log.setLevel(logging.CRITICAL + 1)
+            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+                warnings.simplefilter("ignore")
+                program = torch.export.export(
+                    module, (pair,), dynamic_shapes=({0: Dim("batch")},), strict=strict
+                )
+                return program.run_decompositions({})
+        except Exception as error:
+            first = first or error
+        finally:
+            log.setLevel(level)
+    assert first is not None
+    raise ModelError(f"torch.export cannot capture this network: {_export_reason(first)}") from first
+
+
+def _export_reason(error: Exception) -> str:
+    text = str(error)
+    places = re.findall(r'File "([^"]+)", line (\d+)', text)
+    own = [place for place in places if not re.search(r"[/\\]torch[/\\]", place[0])]
+    place = f" (at {own[-1][0]}, line {own[-1][1]})" if own else _where(error)
+    if "Constraints violated" in text or "specialized" in text.lower():
+        return f"its code fixes the batch size; it must work for any number of images at once.{place}"
+    if "data-dependent" in text:
+        return f"its code branches on the values of a tensor, which one graph cannot express.{place}"
+    return _first_line(error) + place
 
 
 def _argument(value: Any) -> Any:
