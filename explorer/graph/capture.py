@@ -7,8 +7,10 @@ import io
 import logging
 import operator
 import re
+import threading
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -108,6 +110,10 @@ def _where(error: BaseException) -> str:
     return place
 
 
+# torch.export keeps state of its own for the whole process, and so does what silences it.
+_exporting = threading.Lock()
+
+
 def _export(module: nn.Module, pair: Tensor) -> ExportedProgram:
     """The exported program, pure.
 
@@ -115,24 +121,30 @@ def _export(module: nn.Module, pair: Tensor) -> ExportedProgram:
     (``strict=True``) sees the batch size; so that is tried next.
     """
     first: Exception | None = None
-    log = logging.getLogger("torch")
-    level = log.level
     for strict in (False, True):
         try:
-            # Remarks and dumps about torch's own internals; what concerns the user comes as an error.
-            log.setLevel(logging.CRITICAL + 1)
-            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-                warnings.simplefilter("ignore")
+            with _exporting, _silence():
                 program = torch.export.export(
                     module, (pair,), dynamic_shapes=({0: Dim("batch")},), strict=strict
                 )
                 return program.run_decompositions({})
         except Exception as error:
             first = first or error
-        finally:
-            log.setLevel(level)
     assert first is not None
     raise ModelError(f"torch.export cannot capture this network: {_export_reason(first)}") from first
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No remarks and dumps about torch's own internals; what concerns the user comes as an error."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _export_reason(error: Exception) -> str:
