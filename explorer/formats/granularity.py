@@ -209,6 +209,8 @@ class Token(Granularity):
         return _rows(tensor, axis).T, None
 
     def expand(self, per_group: Tensor, shape: torch.Size | tuple[int, ...], axis: int) -> Tensor:
+        if not shape:
+            return per_group.reshape(())
         return per_group.reshape([size for i, size in enumerate(shape) if i != axis % len(shape)]).unsqueeze(
             axis
         )
