@@ -246,7 +246,8 @@ class MSE(Search):
             if sample.values.shape[1] > 1 << 20
             else sample
         )
-        values, order = sample.values.sort(1)
+        # By token the groups are columns; searches want each group in one piece.
+        values, order = sample.values.contiguous().sort(1)
         weights = torch.ones_like(values) if sample.weights is None else sample.weights.gather(1, order)
         weights, exact = weights.double(), values.double()
         return Cumulated.of(values, weights, (weights, weights * exact, weights * exact**2), sample.maximum)
