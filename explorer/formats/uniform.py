@@ -169,7 +169,8 @@ class Grid:
         width = high - low
         scale = torch.where(width > 0, width / steps, torch.ones_like(width))
         scale = self.scale(scale.clamp(min=self.convention.floor))
-        zero_point = torch.round(lowest - low / scale).clamp(lowest, highest).to(torch.int32)
+        # The lowest code is even, so rounding the quotient alone is the same and does not round twice.
+        zero_point = (lowest - torch.round(low / scale)).clamp(lowest, highest).to(torch.int32)
         return QParams(scale, zero_point, lowest, highest, self.convention.reciprocal)
 
     def constant(self, value: Tensor) -> QParams:
