@@ -167,7 +167,9 @@ class Grid:
         if self.convention.snap:
             low, high = _snap(low, high, steps)
         width = high - low
-        scale = torch.where(width > 0, width / steps, torch.ones_like(width))
+        # The width of a range beyond half the largest float is not a float; its step still is.
+        step = torch.where(width.isinf(), high / steps - low / steps, width / steps)
+        scale = torch.where(width > 0, step, torch.ones_like(width))
         scale = self.scale(scale.clamp(min=self.convention.floor))
         # The lowest code is even, so rounding the quotient alone is the same and does not round twice.
         zero_point = (lowest - torch.round(low / scale)).clamp(lowest, highest).to(torch.int32)
