@@ -1,0 +1,1 @@
+"""Measured ratios, each in one run; ``python -m benchmarks`` prints them."""
