@@ -225,12 +225,6 @@ def _edges(params: QParams) -> Tensor:
     return (code - params.zero_point[..., None] - 0.5) * params.scale[..., None]
 
 
-def _outer_edges(params: QParams) -> Tensor:
-    """The first and the last of :func:`_edges`, ``(groups, candidates, 2)``."""
-    code = torch.tensor([params.qmin, params.qmax + 1])
-    return (code - params.zero_point[..., None] - 0.5) * params.scale[..., None]
-
-
 @dataclass(frozen=True)
 class MSE(Search):
     """The mean squared difference between values and quantized values (as a sum over the group)."""
@@ -298,13 +292,23 @@ class KL(Search):
         return Cumulated.of(middle * absmax[:, None], counts, parts, absmax)
 
     def width(self, edges: int, points: int) -> int:
-        return edges
+        return min(edges, self.bins + 4)
+
+    def _edges(self, params: QParams) -> Tensor:
+        """As :func:`_edges`; of more codes than bins those near zero, beyond which wide steps leave the histogram."""
+        if params.qmax - params.qmin < self.bins:
+            return _edges(params)
+        zero = params.zero_point[..., None]
+        code = torch.arange(-self.bins // 2 - 1, self.bins // 2 + 3)
+        code = torch.maximum(torch.minimum(code, params.qmax + 1 - zero), params.qmin - zero)
+        code[..., :1], code[..., -1:] = params.qmin - zero, params.qmax + 1 - zero
+        return (code - 0.5) * params.scale[..., None]
 
     def cost(self, sample: Cumulated, params: QParams) -> Tensor:
         groups = len(sample.values)
-        # Where no step is wider than a bin each code holds one bin at most: the outermost edges say it all.
-        fine = bool((params.scale * self.bins <= 2 * sample.scale[:, None]).all())
-        edge = (_outer_edges if fine else _edges)(params) / sample.scale[:, None, None]
+        # Where no step is wider than a bin, each code holds one bin at most and only the outermost edges count.
+        fine = (params.scale * self.bins <= 2 * sample.scale[:, None])[..., None]
+        edge = self._edges(params) / sample.scale[:, None, None]
         # The first bin whose middle is not below the edge.
         edge = ((edge + 1) * (self.bins / 2) - 0.5).ceil_().clamp_(0, self.bins).long()
 
@@ -318,17 +322,15 @@ class KL(Search):
         reference = entropy[..., -1:] - entropy[..., :1]
         level, bins = mass.diff(dim=2), filled.diff(dim=2)
         candidate = level / bins.clamp(min=1) / inside
-        if fine:
-            cross = reference - torch.xlogy(inside, inside)
-        else:
-            cross = torch.xlogy(level, candidate.clamp(min=1e-300)).sum(2, keepdim=True)
+        cross = torch.xlogy(level, candidate.clamp(min=1e-300)).sum(2, keepdim=True)
+        cross = torch.where(fine, reference - torch.xlogy(inside, inside), cross)
         for clipped, place in ((below, edge[..., :1]), (above, edge[..., -1:] - 1)):
             own_count = at(sample.weights, place.clamp(0, self.bins - 1))
             joined = own_count + clipped
             reference = reference + torch.xlogy(joined, joined) - torch.xlogy(own_count, own_count)
             # An outermost bin that held nothing before has candidate mass 0; a floor keeps the divergence finite.
             own = torch.searchsorted(edge, place.contiguous(), right=True).sub(1).clamp(0, level.shape[2] - 1)
-            held = own_count / inside if fine else candidate.gather(2, own)
+            held = torch.where(fine, own_count / inside, candidate.gather(2, own))
             share = torch.where(own_count > 0, held, 0.0).clamp(min=1e-6)
             cross = cross + torch.xlogy(clipped, share)
         return ((reference - cross) / total - total.log())[..., 0]
