@@ -10,8 +10,8 @@ from explorer.formats import Grid, QParams
 def fit(sample: Sample, grid: Grid, objective: Objective) -> QParams:
     """The parameters of each group: its range by ``objective``, its scale and zero point by ``grid``.
 
-    A group whose values are all equal is reproduced exactly whatever the objective (with scales that may
-    be any float).
+    A group whose values are all equal is reproduced exactly whatever the objective, where the scale rule
+    allows its value as a scale.
 
     >>> import torch
     >>> from explorer.calibrate import MinMax
@@ -22,7 +22,8 @@ def fit(sample: Sample, grid: Grid, objective: Objective) -> QParams:
     """
     grid = grid.settle(sample.minimum)
     params = grid.params(*objective(sample, grid))
-    constant = sample.minimum == sample.maximum
+    value = sample.minimum.abs()
+    constant = (sample.minimum == sample.maximum) & ((value == 0) | (grid.scale(value) == value))
     if not bool(constant.any()):
         return params
     return grid.constant(sample.minimum).where(constant, params)

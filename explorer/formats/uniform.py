@@ -178,7 +178,9 @@ class Grid:
     def constant(self, value: Tensor) -> QParams:
         """Parameters that reproduce one number a group, ``value`` (groups,), exactly."""
         lowest, highest = self.codes
-        scale = torch.where(value == 0, torch.ones_like(value), value.abs()).float()
+        # A number too small to have a reciprocal becomes zero where scales are multiplied by.
+        none = value.abs() < TINY if self.convention.reciprocal else value == 0
+        scale = torch.where(none, torch.ones_like(value), value.abs()).float()
         if self.symmetric:
             zero_point = torch.full(scale.shape, self.centre, dtype=torch.int32)
         else:
