@@ -417,6 +417,7 @@ def _layers(graph: Graph) -> tuple[Layer, ...]:
         if owned:
             source = graph.sources[owned[0]]
             short = node.op.removeprefix("aten.").split(".")[0].strip("_")
+            short = "batch_norm" if "batch_norm" in short else short
             found.append(
                 Layer(
                     unique(_layer_name(source)), node.name, short, owned[0], 0, (), 1,

@@ -1,0 +1,129 @@
+"""The command line as its users call it: files in, JSON out, one sentence and exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from explorer.cli import main
+from tests.nets import images, tiny
+
+FACTORY = """
+import torch
+from tests.nets import TinyNet, images
+
+def net():
+    return TinyNet()
+
+def data():
+    return images()
+
+def branches():
+    class Branches(torch.nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3)) if x.sum() > 0 else -x.mean((2, 3))
+    return Branches()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "mine.py").write_text(FACTORY)
+    save_file(
+        {k: v for k, v in tiny().state_dict().items() if v.is_floating_point()}, folder / "net.safetensors"
+    )
+    x, y = images()
+    np.savez(folder / "images.npz", images=x.numpy(), labels=y.numpy())
+    np.savez(folder / "large.npz", images=np.zeros((3, 3, 9, 9), np.float32))
+    (folder / "empty").mkdir()
+    (folder / "recipe.yaml").write_text("version: 1\nlayers:\n  m*: {weight: {format: int4}}\n")
+    (folder / "bad.yaml").write_text("version: 1\nlayers:\n  mid: {weight: {format: int44}}\n")
+    (folder / "none.yaml").write_text("version: 1\nlayers:\n  middle: {weight: {format: int4}}\n")
+    return folder
+
+
+def of(folder: Path, data: str = "images.npz") -> list[str]:
+    return [
+        "--model", f"{folder}/mine.py:net", "--checkpoint", f"{folder}/net.safetensors", "--data", f"{folder}/{data}",
+    ]  # fmt: skip
+
+
+def test_layers(folder, tmp_path):
+    assert main(["layers", *of(folder), "--json", f"{tmp_path}/out.json"]) == 0
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert [layer["name"] for layer in out["layers"]] == ["stem", "mid", "fc"]
+    assert out["layers"][1]["shape"] == [4, 4, 3, 3] and out["layers"][1]["weight_bits"] == 8
+
+
+def test_evaluate(folder, tmp_path):
+    command = ["evaluate", *of(folder), "--recipe", f"{folder}/recipe.yaml", "--limit", "60"]
+    assert main([*command, "--json", f"{tmp_path}/out.json"]) == 0
+    out = json.loads((tmp_path / "out.json").read_text())
+    for key in ["model", "data", "images", "top1", "top1_interval", "top1_float", "delta", "delta_interval", "loss", "kl", "output_sqnr_db", "size_bytes", "size_bytes_float", "bops", "layers"]:
+        assert key in out, key
+    assert out["images"] == 60 and len(out["top1_interval"]) == 2
+    for key in ["name", "op", "shape", "macs", "weight", "input", "weight_sqnr_db", "input_sqnr_db", "size_bytes"]:
+        assert key in out["layers"][0], key
+    assert "int4" in out["layers"][1]["weight"] and "int8" in out["layers"][2]["weight"]
+
+
+def test_sensitivity(folder, tmp_path):
+    command = ["sensitivity", *of(folder, "images.npz"), "--formats", "int8,int2", "--measure", "sqnr"]
+    assert main([*command, "--json", f"{tmp_path}/out.json"]) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["layer"], row["format"]) for row in rows[:2]] == [("stem", "int8"), ("stem", "int2")]
+    for row in rows:
+        assert set(row) >= {"layer", "format", "tensor", "method", "measure", "value", "interval"}
+        assert row["interval"][0] <= row["value"] <= row["interval"][1]
+
+
+def test_people_get_text(folder, capsys):
+    assert main(["evaluate", "--model", f"{folder}/mine.py:net", "--data", f"{folder}/mine.py:data"]) == 0
+    text = capsys.readouterr().out
+    assert "95% interval" in text and "float" in text
+
+
+def test_json_to_standard_output_is_nothing_but_json(folder, capsys):
+    assert main(["layers", *of(folder), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--recipe", "{}/bad.yaml"], "line 3: layers.mid.weight.format: There is no format 'int44'"),
+        (["--recipe", "{}/none.yaml"], "no layer of this network is called so. Did you mean 'mid'?"),
+        (["--recipe", "w8a9"], "Did you mean 'w8a8'?"),
+        (["--data", "{}/empty"], "no images"),
+        (["--data", "{}/large.npz"], "shape"),
+        (["--data", "{}/nothing.npz"], "nothing.npz"),
+        (["--model", "{}/mine.py:nett"], "Did you mean 'net'?"),
+        (["--model", "{}/mine.py:branches"], "branches on the values"),
+        (["--model", "fashion-lenet5", "--checkpoint", "{}/net.safetensors"], "another network"),
+        (["--preprocess", "mean=a"], "mean"),
+        (["--json", "{}/nowhere/out.json"], "cannot be written"),
+    ],
+)
+def test_bad_input_gets_one_sentence(folder, capsys, arguments, sentence):
+    given = [word.format(folder) for word in arguments]
+    base = of(folder)
+    for option in ("--model", "--checkpoint"):
+        if option in given or (option == "--checkpoint" and "--model" in given):
+            at = base.index(option)
+            del base[at : at + 2]
+    assert main(["evaluate", *base, *given]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.startswith("explorer: ") and error.count("\n") == 1
+
+
+def test_it_runs_as_a_module(folder):
+    command = [sys.executable, "-m", "explorer", "evaluate", "--limit", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "whole number" in done.stderr

@@ -1,0 +1,251 @@
+"""Evaluation and sensitivity against loops written by hand, and sizes against counting."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import explorer as qx
+from explorer.errors import DataError, SchemeError
+from explorer.formats import pack
+from explorer.graph.capture import run
+from explorer.graph.ir import fill
+from explorer.recipe import PRESETS
+from explorer.session import Stream, Subject, make_subject
+from explorer.study import MEASURES, TENSOR_CHOICES
+from tests.nets import images, tiny
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return make_subject(tiny(), data=images(), store_bytes=1 << 24)
+
+
+@pytest.fixture
+def session(subject: Subject) -> qx.Session:
+    """A session of its own on the one captured network; nothing stored."""
+    subject.engine.store.clear()
+    return qx.Session(subject=subject)
+
+
+def by_hand(session: qx.Session, recipe: qx.Recipe) -> torch.Tensor:
+    """The network under a recipe, from the captured graph, with every step written out."""
+    graph = session.graph
+    calibration = torch.cat([e.batch.images for e in session.subject.calibration_stream.batches(512)])
+    floats = run(graph, calibration)
+    x = torch.cat([e.batch.images for e in session.subject.evaluation.batches()])
+    values: dict = {**graph.constants, graph.input: x}
+    floats[graph.input] = calibration
+    with torch.inference_mode():
+        for node in graph.nodes:
+            inputs = {name: values[name] for name in node.inputs}
+            layer = graph.layer_at.get(node.name)
+            if layer is not None:
+                config = recipe.config(layer.name)
+                inputs[layer.weight] = qx.fake_quantize(values[layer.weight], config.weight, layer.axis)
+                if not config.input.off:
+                    seen = floats[layer.inputs[0]]
+                    low, high = min(0.0, float(seen.min())), max(0.0, float(seen.max()))
+                    steps = 2**config.input.bits - 1
+                    scale = torch.tensor((high - low) / steps, dtype=torch.float32)
+                    zero = round(-low / float(scale))
+                    codes = torch.clamp(torch.round(inputs[layer.inputs[0]] / scale) + zero, 0, steps)
+                    inputs[layer.inputs[0]] = (codes - zero) * scale
+            values[node.name] = node.target(*fill(node.args, inputs), **fill(dict(node.kwargs), inputs))
+    return values[graph.output]
+
+
+def test_evaluation_equals_the_loop_by_hand(session):
+    recipe = qx.Recipe.preset("w4a8").with_default(input={"objective": "minmax"})
+    labels = torch.cat([e.labels for e in session.subject.evaluation.batches()])
+    result = by_hand(session, recipe)
+    reference = by_hand(session, qx.Recipe.preset("fp32"))
+    found = session.evaluate(recipe)
+    assert found.images == 90 and found.complete
+    assert found.top1 == pytest.approx(float((result.argmax(1) == labels).double().mean()))
+    assert found.top1_float == pytest.approx(float((reference.argmax(1) == labels).double().mean()))
+    assert found.delta == pytest.approx(found.top1 - found.top1_float)
+    assert found.delta_interval[0] <= found.delta <= found.delta_interval[1]
+    assert found.loss == pytest.approx(float(F.cross_entropy(result, labels)), rel=1e-5)
+    divergence = F.kl_div(
+        F.log_softmax(result.double(), 1),
+        F.log_softmax(reference.double(), 1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    assert found.kl == pytest.approx(float(divergence), rel=1e-4)
+    noise = float((reference - result).double().square().sum())
+    expected = 10 * math.log10(float(reference.double().square().sum()) / noise)
+    assert found.output_sqnr_db == pytest.approx(expected, abs=1e-3)
+
+
+def test_float_recipe_changes_nothing(session):
+    found = session.evaluate("fp32")
+    assert (found.delta, found.kl, found.output_sqnr_db) == (0.0, 0.0, math.inf)
+    assert found.size_bytes == found.size_bytes_float
+    assert found.to_dict()["output_sqnr_db"] is None
+    assert all(layer.weight_sqnr_db is None for layer in found.layers)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_evaluates(session, name):
+    found = session.evaluate(name)
+    assert found.complete and 0 <= found.top1 <= 1
+    assert found.size_bytes <= found.size_bytes_float + 64
+
+
+def test_steps_sharpen_and_end_with_the_whole(session):
+    steps = list(session.evaluate_steps())
+    assert [s.complete for s in steps] == [False] * (len(steps) - 1) + [True] if len(steps) > 1 else True
+    assert steps[-1].images == session.total_images
+    assert session.evaluate(images=30).images == 30
+
+
+def test_without_labels_accuracy_is_agreement():
+    x, _ = images()
+    found = qx.Session(tiny(), data=x, store_bytes=1 << 24).evaluate("w2a8")
+    assert found.agreement and found.top1_float == 1.0 and found.loss is None
+    assert found.delta == pytest.approx(found.top1 - 1)
+
+
+def test_results_do_not_depend_on_the_batch_size(session):
+    whole = session.evaluate("int8_dynamic")
+    sevens = replace(session.subject, evaluation=Stream(session.subject.evaluation.data, 7, seed=0))
+    again = qx.Session(subject=sevens).evaluate("int8_dynamic")
+    assert again.kl == pytest.approx(whole.kl, rel=1e-3)
+    assert again.top1 == whole.top1
+
+
+def test_labels_beyond_the_classes_are_refused():
+    x, y = images()
+    y[3] = 7
+    with pytest.raises(DataError, match="labels reach 7"):
+        qx.Session(tiny(), data=(x, y), store_bytes=1 << 24).evaluate()
+
+
+def test_weight_size_is_the_length_of_the_packed_codes(session):
+    recipe = qx.Recipe.preset("w4a8").with_layer(
+        "fc", weight={"format": "int3", "granularity": "subchannel:3"}
+    )
+    found = {layer.name: layer for layer in session.evaluate(recipe).layers}
+    graph = session.graph
+    for layer in graph.layers:
+        q = qx.quantize(graph.constants[layer.weight], recipe.config(layer.name).weight, layer.axis)
+        codes = len(pack(q.codes.numpy(), q.scheme.bits, q.scheme.number.lowest))
+        bias = graph.constants[graph.by_name[layer.node].args[2].node].numel() * 4
+        incoming = 4 + 1  # one float32 scale and one 8-bit zero point
+        assert found[layer.name].size_bytes == codes + 4 * q.scale.numel() + bias + incoming
+    assert session.evaluate(recipe).size_bytes == sum(layer.size_bytes for layer in found.values())
+
+
+def test_bit_operations_are_macs_times_bits(session):
+    macs = 36 * 9 * 4 + 36 * 9 * 16 + 16
+    assert session.evaluate("w4a8").bops == macs * 4 * 8
+    assert session.evaluate("fp32").bops == macs * 32 * 32
+
+
+def test_layer_sqnr_is_of_weight_and_local_input(session):
+    found = {layer.name: layer for layer in session.evaluate("w8a8").layers}
+    weight = session.graph.constants[session.graph.by_layer["mid"].weight]
+    after = qx.fake_quantize(weight, session.recipe.config("mid").weight)
+    expected = 10 * math.log10(float(weight.square().sum() / (weight - after).square().sum()))
+    assert found["mid"].weight_sqnr_db == pytest.approx(expected, abs=1e-3)
+    assert 20 < found["mid"].input_sqnr_db < 70
+
+
+@pytest.mark.parametrize("tensor", TENSOR_CHOICES)
+@pytest.mark.parametrize("measure", MEASURES)
+def test_sensitivity_is_one_layer_at_a_time(session, measure, tensor):
+    table = session.sensitivity(["int4", "int2"], measure=measure, tensor=tensor)
+    assert len(table) == 2 * 3 and bool(table["complete"].all())
+    assert (table["low"] <= table["value"] + 1e-9).all() and (table["value"] <= table["high"] + 1e-9).all()
+    if tensor == "weight" and measure == "kl":
+        for row in table.itertuples():
+            recipe = qx.Recipe.preset("fp32").with_layer(
+                row.layer, weight={"format": row.format, "granularity": "channel", "mode": "static"}
+            )
+            assert session.evaluate(recipe).kl == pytest.approx(row.value, rel=1e-6)
+
+
+def test_sensitivity_streams_row_by_row(session):
+    tables = list(session.sensitivity_steps(["int8", "int2"]))
+    known = [int(t["value"].notna().sum()) for t in tables]
+    assert known[0] == 1 and known[-1] == 6 and known == sorted(known)
+
+
+def test_a_sweep_leaves_the_store_to_the_float_network(session):
+    list(session.evaluate_steps("fp32"))
+    store = session.engine.store
+    before = store.facts.bytes
+    session.sensitivity(["int8"])
+    weights = sum(session.graph.constants[layer.weight].numel() * 4 for layer in session.graph.layers)
+    assert store.facts.bytes - before <= weights + 4096
+
+
+def test_measures_that_need_labels_say_so():
+    x, _ = images()
+    session = qx.Session(tiny(), data=x, store_bytes=1 << 24)
+    with pytest.raises(SchemeError, match="needs labels"):
+        session.sensitivity(["int4"], measure="loss")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"formats": ["int44"]}, "Did you mean 'int4'"),
+        ({"measure": "kll"}, "Did you mean 'kl'"),
+        ({"method": "exacty"}, "Did you mean 'exact'"),
+        ({"tensor": "wight"}, "Did you mean 'weight'"),
+        ({"formats": []}, "at least one format"),
+    ],
+)
+def test_bad_questions_get_a_sentence(session, wrong, sentence):
+    with pytest.raises(SchemeError, match=sentence):
+        session.sensitivity(**wrong)
+
+
+def test_histogram_counts_every_element(session):
+    h = session.histogram("mid", bins=64)
+    assert h.counts.sum() == h.quantized_counts.sum() == h.elements == 144
+    assert len(h.edges) == 65 and h.exact
+    assert h.minimum == pytest.approx(
+        float(session.graph.constants[session.graph.by_layer["mid"].weight].min())
+    )
+    assert h.groups == 4 and h.clipped_fraction == 0
+
+
+def test_histogram_levels_are_the_codes_of_one_scale(session):
+    h = session.histogram("mid", scheme={"format": "int3", "granularity": "layer"})
+    assert len(h.levels) == 7 and h.levels[3] == 0
+    assert np.allclose(np.diff(h.levels), h.scale[1])
+    assert h.clip == pytest.approx((h.levels[0], h.levels[-1]))
+    assert h.used_levels <= 7
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        {"format": "uint8", "granularity": "layer", "symmetric": False, "objective": "mse"},
+        {"format": "int8", "granularity": "layer", "mode": "dynamic"},
+        {"format": "int8", "granularity": "channel"},
+        {"format": "fp16"},
+        {"format": "fp32"},
+    ],
+)
+def test_histogram_of_an_input(session, scheme):
+    h = session.histogram("mid", "input", scheme=scheme)
+    assert h.counts.sum() == pytest.approx(h.elements) == pytest.approx(h.quantized_counts.sum())
+    assert not h.exact
+
+
+def test_the_module_that_was_given_stays_as_it_was():
+    net = tiny()
+    before = copy.deepcopy(net.state_dict())
+    qx.Session(net, data=images(), store_bytes=1 << 24).evaluate("w2a8")
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
