@@ -1,0 +1,242 @@
+"""The page: regions put together, a recipe's change carried to all of them, the evaluation run beside."""
+
+from __future__ import annotations
+
+import socket
+import time
+from html import escape
+from typing import Any
+
+import panel as pn
+
+from explorer.errors import ExplorerError, JobError
+from explorer.session import Session, Subject, make_subject
+from explorer.study import Evaluation
+from explorer.views import kit, theme
+from explorer.views.distribution import Distribution
+from explorer.views.inspector import Inspector
+from explorer.views.runs import Publisher, Runner
+from explorer.views.score import ScoreStrip
+from explorer.views.sensitivity import LayerBars, SensitivityMap
+from explorer.views.state import PageState
+from explorer.views.table import LayerTable
+from explorer.views.toolbar import Toolbar
+
+TITLE = "Quantization Explorer"
+
+
+class Page:
+    """The page of one session.
+
+    Args:
+        session: what is explored.
+        images: how many evaluation images are used, None for all.
+    """
+
+    def __init__(self, session: Session, images: int | None = None) -> None:
+        self.session, self.images = session, images
+        self.publisher = Publisher()
+        self.state = PageState(session)
+        self.evaluator = Runner("evaluation", self.publisher)
+        self.toolbar = Toolbar(self.state)
+        self.score = ScoreStrip(self.state)
+        self.table = LayerTable(self.state)
+        self.distribution = Distribution(self.state, self.publisher)
+        self.map = SensitivityMap(self.state, self.publisher)
+        self.bars = LayerBars(self.state, self.publisher)
+        self.inspector = Inspector(self.state)
+        self.started = time.monotonic()
+        self._job()
+        self._problem()
+        self._unsubscribe = session.subscribe(self._changed)
+        if self.publisher.document is not None:
+            pn.state.on_session_destroyed(lambda _: self.close())
+            # The shell is painted first; the numbers come once somebody can see them.
+            pn.state.onload(self.evaluate)
+        else:
+            self.evaluate()
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _job(self) -> None:
+        self.bar = kit.progress(height=4, width=260, sizing_mode="fixed")
+        self.cancel = kit.button(
+            "Cancel", "stop", color="error", variant="text", on_click=lambda _: self.stop()
+        )
+        self.rerun = kit.button("Evaluate", "refresh", variant="text", on_click=lambda _: self.evaluate())
+        self.words = kit.html(css=theme.LABEL, sizing_mode="stretch_width", height=18)
+        self.bar.visible = self.cancel.visible = False
+        self.status = kit.row(self.words, self.bar, self.cancel, self.rerun, height=30)
+
+    def _problem(self) -> None:
+        self.alert = kit.alert()
+        self.state.param.watch(self._refused, "problem")
+        self.alert.param.watch(lambda event: self._dismissed() if event.new else None, "closed")
+
+    def _refused(self, event: Any) -> None:
+        self.alert.param.update(object=escape(event.new), visible=bool(event.new), closed=False)
+
+    def _dismissed(self) -> None:
+        self.state.problem = ""
+
+    def _centre(self) -> Any:
+        views = {"Sensitivity": self.map.view, "SQNR by layer": self.bars.view}
+        pick = kit.choice(list(views), "Sensitivity")
+        shown = kit.column(views["Sensitivity"])
+        # What is not in sight is not on the page: a figure without a size would keep it from being ready.
+        pick.param.watch(lambda event: setattr(shown, "objects", [views[event.new]]), "value")
+        head = kit.row(pick, height=42, styles={"padding": "4px 8px 0"})
+        lower = kit.column(head, shown, css=theme.CARD)
+        return kit.column(
+            self.distribution.view, lower, css=":host { gap: 8px; }", css_classes=["place-centre"]
+        )
+
+    def _body(self, height: str) -> Any:
+        grid = kit.column(
+            self.table.view, self._centre(), self.inspector.view, css=theme.TOKENS + theme.GRID,
+        )  # fmt: skip
+        return kit.column(
+            self.alert, self.score.view, grid, self.status,
+            css=theme.FRAME + ":host { gap: 8px; padding: 8px; }", styles={"height": height},
+        )  # fmt: skip
+
+    def view(self) -> Any:
+        """The page for a browser window."""
+        return kit.page(
+            title=TITLE,
+            header=[kit.row(self._name(), kit.spacer(), self.toolbar.view, height=48)],
+            main=[self._body("calc(100vh - 52px)")],
+            theme_config=theme.THEME,
+            sx=theme.BAR,
+            busy_indicator=None,
+        )
+
+    def cell(self) -> Any:
+        """The same page for a notebook's cell."""
+        top = kit.row(self._name(), kit.spacer(), self.toolbar.view, styles={"padding": "0 8px"})
+        return kit.column(top, self._body("860px"), sizing_mode="stretch_width")
+
+    def _name(self) -> Any:
+        text = f"{escape(self.session.model_name)} · {escape(self.session.data_name)}"
+        return kit.html(text, css=theme.LABEL, sizing_mode="fixed", width=360, height=18, styles={"margin-left": "14px"})
+
+    # -- what happens -----------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        if self.publisher.closed:
+            return
+        if self.publisher.document is None or pn.state.curdoc is self.publisher.document:
+            self._follow()
+        else:
+            self.publisher.later(self._follow)
+
+    def _follow(self) -> None:
+        with kit.hold():
+            self.state.refresh()
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Evaluate the present recipe in the background; what was being evaluated is dropped."""
+        session, recipe, revision = self.session, self.session.recipe, self.session.revision
+        self.started = time.monotonic()
+        self._say("Evaluating …", 0, running=True)
+        self.evaluator.start(
+            lambda: session.evaluate_steps(recipe, self.images),
+            lambda found: self._show(found, revision),
+            self._done,
+            self._failed,
+        )
+
+    def _show(self, found: Evaluation, revision: int) -> None:
+        if revision != self.session.revision:
+            return
+        self.state.param.update(evaluation=found, evaluation_revision=revision)
+        share = round(100 * found.images / max(1, found.total_images))
+        self._say(f"Evaluating: {found.images:,} of {found.total_images:,} images", share, running=True)
+
+    def _done(self) -> None:
+        e = self.state.evaluation
+        seconds = time.monotonic() - self.started
+        self._say(f"Evaluated on {e.images:,} images in {seconds:.1f} s" if e else "", 100, running=False)
+
+    def _failed(self, error: Exception) -> None:
+        known = isinstance(error, ExplorerError)
+        self.state.problem = (
+            str(error) if known else f"The evaluation failed: {type(error).__name__}: {error}"
+        )
+        self._say("Not evaluated", 0, running=False)
+
+    def stop(self) -> None:
+        """Cancel the evaluation; what it has found stays."""
+        self.evaluator.cancel()
+        e = self.state.evaluation
+        kept = f"; shown: {e.images:,} of {e.total_images:,} images" if e and not self.state.stale else ""
+        self._say(f"Cancelled{kept}", 0, running=False)
+
+    def _say(self, words: str, share: int, running: bool) -> None:
+        self.words.object = f'<span aria-live="polite">{escape(words)}</span>'
+        self.bar.param.update(value=share, visible=running)
+        self.cancel.visible = running
+        self.rerun.visible = not running
+
+    def close(self) -> None:
+        """Stop all work; the page is gone."""
+        self.publisher.closed = True
+        self._unsubscribe()
+        for runner in (self.evaluator, self.distribution.runner, self.map.runner):
+            runner.close()
+
+
+def failure(error: ExplorerError) -> Any:
+    """A page that says why there is no other."""
+    alert = kit.alert()
+    alert.param.update(object=escape(str(error)), visible=True, closeable=False)
+    return kit.page(
+        title=TITLE, main=[kit.column(alert, styles={"padding": "24px"})], theme_config=theme.THEME
+    )
+
+
+def subject_of(model: str, data: str | None = None, **options: Any) -> Subject:
+    """A network and its images, loaded once for all browser sessions of a server."""
+    key = f"explorer:{model}:{data}:{sorted(options.items())}"
+    found = pn.state.as_cached(key, make_subject, model=model, data=data, **options)
+    return found  # type: ignore[no-any-return]
+
+
+def browser_page(
+    model: str = "fashion-resnet20", data: str | None = None, images: int | None = None, **options: Any
+) -> Any:
+    """A page for one browser session: the network is shared, the recipe is its own."""
+    pn.extension("tabulator", notifications=True)
+    try:
+        recipe = options.pop("recipe", "w8a8")
+        return Page(Session(subject=subject_of(model, data, **options), recipe=recipe), images).view()
+    except ExplorerError as error:
+        return failure(error)
+
+
+def serve(
+    model: str = "fashion-resnet20",
+    data: str | None = None,
+    port: int = 5006,
+    show: bool = True,
+    address: str = "127.0.0.1",
+    **options: Any,
+) -> None:
+    """Serve the page until interrupted.
+
+    Raises:
+        JobError: when the port is in use.
+        ModelError, DataError: when the network or the images cannot be loaded.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise JobError(
+                f"The port {port} cannot be used ({error.strerror}); choose another one with --port."
+            ) from error
+    loading = {name: value for name, value in options.items() if name not in ("images", "recipe")}
+    subject_of(model, data, **loading)
+    pn.serve(lambda: browser_page(model, data, **options), address=address, port=port, show=show, title=TITLE)

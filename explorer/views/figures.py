@@ -1,0 +1,198 @@
+"""The figure that moves at every change: a distribution before and after quantization."""
+
+from __future__ import annotations
+
+import numpy as np
+from bokeh.models import (
+    BoxAnnotation,
+    ColumnDataSource,
+    CustomJSTickFormatter,
+    FixedTicker,
+    HoverTool,
+    NumeralTickFormatter,
+    Range1d,
+)
+from bokeh.plotting import figure
+
+from explorer.study import Histogram
+from explorer.views import theme
+
+# More lines than this run into each other: they fade, and only so many are drawn.
+CROWD = 64
+MOST_LINES = 1024
+# How much of the height the strip of level marks takes, below zero.
+STRIP = 0.06
+
+
+def plain(**options: object) -> figure:
+    """An empty figure in the page's style."""
+    plot = figure(
+        sizing_mode="stretch_both",
+        toolbar_location=None,
+        tools="",
+        min_border=4,
+        background_fill_alpha=0,
+        border_fill_alpha=0,
+        outline_line_color=None,
+        **options,
+    )
+    plot.axis.axis_label_text_font_size = "12px"
+    plot.axis.axis_label_text_font_style = "normal"
+    plot.axis.axis_label_standoff = 4
+    plot.axis.major_label_text_font_size = "11px"
+    plot.axis.axis_line_color = theme.NEUTRAL
+    plot.axis.major_tick_line_color = theme.NEUTRAL
+    plot.axis.minor_tick_line_color = None
+    plot.grid.grid_line_color = theme.NEUTRAL
+    plot.grid.grid_line_alpha = 0.18
+    return plot
+
+
+def heights(counts: np.ndarray, log: bool) -> np.ndarray:
+    """Bar heights of counts; the logarithmic ones keep nothing at nothing.
+
+    >>> heights(np.array([0.0, 99.0]), True).tolist()
+    [0.0, 2.0]
+    """
+    return np.log10(1 + counts) if log else counts
+
+
+def decades(top: float) -> list[float]:
+    """Where log10(1 + count) has its ticks: at the counts 0, 1, 10, 100, ..."""
+    return [0.0, *(float(np.log10(1 + 10.0**k)) for k in range(0, max(1, int(np.ceil(top)) + 1)))]
+
+
+def steps(edges: np.ndarray, tops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The outline of a histogram as the corners of one line."""
+    return np.repeat(edges, 2), np.concatenate([[0.0], np.repeat(tops, 2), [0.0]])
+
+
+def thinned(levels: np.ndarray, most: int = MOST_LINES) -> np.ndarray:
+    """At most ``most`` of the levels, evenly chosen with both ends."""
+    if len(levels) <= most:
+        return levels
+    return levels[np.linspace(0, len(levels) - 1, most).round().astype(int)]
+
+
+def view_range(h: Histogram) -> tuple[float, float]:
+    """From where to where the values are drawn: all of the data, and clip edges and levels not far beyond."""
+    low, high = float(h.edges[0]), float(h.edges[-1])
+    width = (high - low) or 1.0
+    for edge in h.clip:
+        if low - 0.6 * width <= edge <= high + 0.6 * width:
+            low, high = min(low, edge), max(high, edge)
+    margin = 0.03 * (high - low)
+    return low - margin, high + margin
+
+
+class HistogramFigure:
+    """A distribution before (filled) and after (outlined), its levels, and the range that is kept.
+
+    ``figure`` is the Bokeh model; :meth:`update` and :meth:`use_log` change it in place.
+    """
+
+    def __init__(self, log: bool = True) -> None:
+        self.log = log
+        self.shown: Histogram | None = None
+        self.bars = ColumnDataSource({"left": [], "right": [], "top": [], "count": [], "after": []})
+        self.outline = ColumnDataSource({"x": [], "y": []})
+        self.levels = ColumnDataSource({"x": [], "y0": [], "y1": []})
+        self.clips = ColumnDataSource({"x": []})
+        self.x_range, self.y_range = Range1d(0, 1), Range1d(0, 1)
+        self.figure = plain(
+            x_range=self.x_range, y_range=self.y_range, x_axis_label="value", y_axis_label="count"
+        )
+        self._draw()
+        self.use_log(log)
+
+    def _draw(self) -> None:
+        plot = self.figure
+        plot.xgrid.grid_line_color = None
+        bars = plot.quad(
+            left="left", right="right", top="top", bottom=0, source=self.bars,
+            fill_color=theme.BEFORE, fill_alpha=0.7, line_color=None, name="before",
+        )  # fmt: skip
+        self.lines = plot.vspan(
+            x="x", source=self.levels, line_color=theme.RANGE, line_alpha=0.3, line_width=1, name="levels"
+        )
+        plot.line("x", "y", source=self.outline, line_color=theme.AFTER, line_width=1.8, name="after")
+        plot.segment(
+            x0="x", x1="x", y0="y0", y1="y1", source=self.levels, line_color=theme.RANGE, line_width=1.2
+        )
+        plot.vspan(
+            x="x", source=self.clips, line_color=theme.RANGE, line_width=2, line_dash="dashed", name="clip"
+        )
+        self.outside = [
+            BoxAnnotation(
+                fill_color=theme.RANGE, fill_alpha=0.1, line_color=None, movable="none", resizable="none"
+            )
+            for _ in range(2)
+        ]
+        for box in self.outside:
+            plot.add_layout(box)
+        plot.add_tools(
+            HoverTool(
+                renderers=[bars],
+                mode="vline",
+                tooltips=[
+                    ("values", "@left{0.0000} … @right{0.0000}"),
+                    ("before", "@count{0,0}"),
+                    ("after", "@after{0,0}"),
+                ],
+            )
+        )
+
+    def use_log(self, log: bool) -> None:
+        """Count by decades, or evenly."""
+        self.log = log
+        axis = self.figure.yaxis[0]
+        axis.axis_label = "count (log)" if log else "count"
+        axis.formatter = (
+            CustomJSTickFormatter(
+                code="const n = Math.round(Math.pow(10, tick) - 1);"
+                "return n >= 1e6 ? n / 1e6 + 'M' : n >= 1e3 ? n / 1e3 + 'k' : '' + n"
+            )
+            if log
+            else NumeralTickFormatter(format="0.[0]a")
+        )
+        if self.shown is not None:
+            self.update(self.shown)
+
+    def update(self, h: Histogram) -> None:
+        """Draw another histogram."""
+        self.shown = h
+        before, after = heights(h.counts, self.log), heights(h.quantized_counts, self.log)
+        top = 1.08 * max(float(before.max(initial=0)), float(after.max(initial=0)), 1e-9)
+        self.bars.data = {
+            "left": h.edges[:-1], "right": h.edges[1:], "top": before,
+            "count": h.counts, "after": h.quantized_counts,
+        }  # fmt: skip
+        x, y = steps(h.edges, after)
+        self.outline.data = {"x": x, "y": y}
+        self._levels(h, top)
+        low, high = view_range(h)
+        self.x_range.update(start=low, end=high)
+        self.y_range.update(start=-STRIP * top, end=top)
+        axis = self.figure.yaxis[0]
+        if self.log:
+            axis.ticker = FixedTicker(ticks=[tick for tick in decades(top) if tick <= top], minor_ticks=[])
+        else:
+            axis.ticker = figure().yaxis[0].ticker
+        self._clip(h)
+
+    def _levels(self, h: Histogram, top: float) -> None:
+        levels = thinned(h.levels)
+        count = len(levels)
+        self.lines.glyph.line_alpha = (
+            0.4 if count <= CROWD // 2 else max(0.0, 0.4 * (1 - count / (2 * CROWD)))
+        )
+        self.levels.data = {
+            "x": levels, "y0": np.full(count, -STRIP * top), "y1": np.full(count, -STRIP * top * 0.25)
+        }  # fmt: skip
+
+    def _clip(self, h: Histogram) -> None:
+        quantized = h.scheme != "fp32"
+        self.clips.data = {"x": list(h.clip) if quantized else []}
+        left, right = self.outside
+        left.update(left=None, right=h.clip[0], visible=quantized)
+        right.update(left=h.clip[1], right=None, visible=quantized)

@@ -1,0 +1,204 @@
+"""The inspector: every field of the chosen layer's schemes, a refusal beside the control that caused it."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from explorer.calibrate import OBJECTIVES
+from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES
+from explorer.recipe import MODES, TensorScheme
+from explorer.views import choices, kit, theme
+from explorer.views.state import PageState
+from explorer.views.text import decibels, kilobytes, large
+
+CSS = (
+    theme.TOKENS
+    + f"""
+:host {{ color: var(--ink); font-size: 12px; line-height: 17px; }}
+.name {{ font-size: 14px; font-weight: 600; overflow-wrap: anywhere; line-height: 18px; }}
+.facts {{ color: var(--faint); margin-top: 2px; }}
+.title {{ font-size: 11px; font-weight: 700; letter-spacing: .06em; text-transform: uppercase; color: var(--faint); }}
+.refused {{ color: {theme.RANGE}; font-weight: 500; }}
+.why {{ border-left: 3px solid {theme.SENSITIVE}; padding: 4px 8px; background: var(--wash); }}
+"""
+)
+SIZE, PERCENT = 32, 99.9
+
+
+class TensorControls:
+    """The fields of one tensor's scheme.
+
+    A change is tried on the recipe at once; what is refused says so below, and the controls go back to
+    what the recipe says.
+    """
+
+    def __init__(self, state: PageState, tensor: str) -> None:
+        self.state, self.tensor = state, tensor
+        self._quiet = False
+        grains = [name for name in GRANULARITIES if not (tensor == "weight" and name == "token")]
+        modes = [name for name in MODES if tensor == "input"]
+        self.format = kit.select("format", choices.formats(), "int8", description=None)
+        self.symmetric = kit.switch("symmetric", True, width=112)
+        self.grain = kit.select("granularity", grains, "layer")
+        self.size = kit.whole("N", SIZE, start=1, width=84, sizing_mode="fixed")
+        self.goal = kit.select("objective", list(OBJECTIVES), "minmax")
+        self.percent = kit.real("P", PERCENT, start=50, end=100, step=0.1, width=84, sizing_mode="fixed")
+        self.convention = kit.select("convention", choices.conventions(), "onnx")
+        self.mode = kit.select("mode", modes, "static", width=112, sizing_mode="fixed") if modes else None
+        self.refused = kit.html(css=CSS, visible=False)
+        self.view = kit.column(*self._rows(), sizing_mode="stretch_width", css=":host { gap: 8px; }")
+        self._watch()
+
+    def _rows(self) -> list[Any]:
+        last = [self.convention, self.mode] if self.mode is not None else [self.convention]
+        return [
+            kit.html(f'<div class="title">{self.tensor}</div>', css=CSS, height=17),
+            kit.row(self.format, self.symmetric),
+            kit.row(self.grain, self.size),
+            kit.row(self.goal, self.percent),
+            kit.row(*last),
+            self.refused,
+        ]
+
+    def _watch(self) -> None:
+        simple = {"format": self.format, "symmetric": self.symmetric, "convention": self.convention}
+        if self.mode is not None:
+            simple["mode"] = self.mode
+        for field, widget in simple.items():
+            widget.param.watch(lambda event, field=field: self._change(field, event.new), "value")
+        for widget in (self.grain, self.size):
+            widget.param.watch(lambda *_: self._change("granularity", self._granularity()), "value")
+        for widget in (self.goal, self.percent):
+            widget.param.watch(lambda *_: self._change("objective", self._objective()), "value")
+
+    def _granularity(self) -> str:
+        return str(self.grain.value).replace(":N", f":{self.size.value}")
+
+    def _objective(self) -> str:
+        return str(self.goal.value).replace(":P", f":{self.percent.value:g}" if self.percent.value else ":")
+
+    def _change(self, field: str, value: object) -> None:
+        if self._quiet:
+            return
+        changed = choices.consequences(field, value)
+        sentence = self.state.edit([self.state.layer], **{self.tensor: changed})
+        self.state.problem = ""
+        self.sync()
+        self.refused.object = f'<div class="refused" role="alert">{escape(sentence)}</div>'
+        self.refused.visible = bool(sentence)
+
+    @property
+    def scheme(self) -> TensorScheme:
+        """The recipe's scheme for this tensor of the chosen layer."""
+        return getattr(self.state.config, self.tensor)  # type: ignore[no-any-return]
+
+    def sync(self) -> None:
+        """Show what the recipe says."""
+        self._quiet = True
+        try:
+            self._show(self.scheme)
+        finally:
+            self._quiet = False
+        self.refused.visible = False
+
+    def _show(self, scheme: TensorScheme) -> None:
+        self.format.value = scheme.format
+        self.symmetric.value = scheme.symmetric
+        grain, _, size = scheme.granularity.partition(":")
+        self.grain.value = choices.granularity_family(scheme.granularity)
+        if size:
+            self.size.value = int(size)
+        self.goal.value = choices.objective_family(scheme.objective)
+        percent = scheme.objective.partition(":")[2]
+        if percent:
+            self.percent.value = float(percent)
+        self.convention.value = scheme.convention
+        if self.mode is not None:
+            self.mode.value = scheme.mode
+        self.size.visible = GRANULARITIES[self.grain.value].sized
+        self.percent.visible = bool(OBJECTIVES[self.goal.value].parameter)
+        for widget in (self.symmetric, self.grain, self.size, self.goal, self.percent, self.convention):
+            widget.disabled = not scheme.scaled
+        self.format.disabled = scheme.mode == "off"
+
+
+class Inspector:
+    """The region on the right: the chosen layer, its controls, and what can be done with them."""
+
+    def __init__(self, state: PageState) -> None:
+        self.state = state
+        self.head = kit.html(css=CSS, min_height=56)
+        self.weight, self.input = TensorControls(state, "weight"), TensorControls(state, "input")
+        self.why = kit.html(css=CSS, visible=False)
+        self.apply = kit.button(
+            "Apply to marked (0)", "done_all", on_click=lambda *_: self._apply(), disabled=True
+        )
+        self.reset = kit.button(
+            "Reset to default", "restart_alt", variant="text", on_click=lambda *_: self._reset()
+        )
+        self.actions = kit.row(self.apply, self.reset, css=":host { flex-wrap: wrap; }")
+        self.view = kit.column(
+            self.head, self.why, self.weight.view, self.input.view, self.actions,
+            css=theme.CARD + ":host { padding: 10px 12px; gap: 10px; overflow-y: auto; }",
+            css_classes=["place-inspector"],
+        )  # fmt: skip
+        state.param.watch(lambda *_: self.refresh(), ["layer", "layers"])
+        state.param.watch(lambda *_: self._label(), "marks")
+        self.refresh()
+        self._label()
+
+    def _label(self) -> None:
+        count = len(self.state.marks)
+        self.apply.param.update(label=f"Apply to marked ({count})", disabled=not count or not self._open)
+
+    @property
+    def _open(self) -> bool:
+        return bool(self.state.facts) and not self.state.facts["reason"]
+
+    def refresh(self) -> None:
+        """Show the chosen layer under the present recipe."""
+        facts = self.state.facts
+        if not facts:
+            return
+        shape = str(facts["shape"]).replace("x", "\N{MULTIPLICATION SIGN}")
+        sqnr = f" · weight SQNR {decibels(facts['weight_sqnr_db'])}" if self._open else ""
+        self.head.object = (
+            f'<div class="name">{escape(self.state.layer)}</div>'
+            f'<div class="facts">{escape(str(facts["op"]))} {escape(shape)} · {facts["parameters"]:,} parameters<br>'
+            f"{large(facts['macs'])} MACs · {kilobytes(facts['size_bytes'])}{sqnr}</div>"
+        )
+        self.why.object = f'<div class="why">Stays in float: {escape(str(facts["reason"]))}.</div>'
+        self.why.visible = bool(facts["reason"])
+        self.weight.view.visible = self._open and _has(facts["weight"])
+        self.input.view.visible = self._open and _has(facts["input"])
+        self.actions.visible = self._open
+        if self._open:
+            self.weight.sync()
+            self.input.sync()
+        self._label()
+
+    def _apply(self) -> None:
+        config = self.state.config
+        names = self.state.quantizable(self.state.marks)
+        facts = self.state.facts
+        self.state.edit(
+            names,
+            weight=config.weight.to_dict() if _has(facts["weight"]) else None,
+            input=config.input.to_dict() if _has(facts["input"]) else None,
+        )
+
+    def _reset(self) -> None:
+        self.state.reset(self.state.layer)
+
+
+def _has(text: object) -> bool:
+    return isinstance(text, str)
+
+
+def help_of(field: str, name: str) -> str:
+    """The line of help of a table's entry."""
+    tables: dict[str, Any] = {
+        "format": FORMATS, "granularity": GRANULARITIES, "objective": OBJECTIVES, "convention": CONVENTIONS
+    }  # fmt: skip
+    return str(tables[field][name].help) if field in tables else MODES[name]

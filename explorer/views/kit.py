@@ -1,0 +1,155 @@
+"""The widgets of the page by our own names, so that another kit is a change of one file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+Viewable = pn.viewable.Viewable
+Column = pn.Column
+Row = pn.Row
+hold = pn.io.hold
+
+
+class LiveSlider(pn.widgets.FloatSlider):
+    """A slider that reports a move after 10 ms; Panel's own waits 50 ms."""
+
+    _debounce = 10
+
+
+def html(text: str = "", css: str = "", **options: Any) -> pn.pane.HTML:
+    """Markup of our own making; what comes from elsewhere has been escaped."""
+    options.setdefault("sizing_mode", "stretch_width")
+    options.setdefault("margin", 0)
+    return pn.pane.HTML(text, stylesheets=[css], **options)
+
+
+def bokeh(figure: Any, **options: Any) -> pn.pane.Bokeh:
+    """A Bokeh figure as a part of the page."""
+    options.setdefault("sizing_mode", "stretch_both")
+    options.setdefault("margin", 0)
+    return pn.pane.Bokeh(figure, **options)
+
+
+def column(*items: Any, css: str = "", **options: Any) -> pn.Column:
+    """Items below each other."""
+    options.setdefault("sizing_mode", "stretch_both")
+    options.setdefault("margin", 0)
+    return pn.Column(*items, stylesheets=[css], **options)
+
+
+def row(*items: Any, css: str = "", **options: Any) -> pn.Row:
+    """Items beside each other, centred on one line."""
+    options.setdefault("sizing_mode", "stretch_width")
+    options.setdefault("margin", 0)
+    for item in items:
+        item.align = "center"
+    return pn.Row(*items, stylesheets=[":host { gap: 6px; }" + css], **options)
+
+
+def spacer() -> pn.Spacer:
+    """What pushes the rest of a row to the right."""
+    return pn.Spacer(sizing_mode="stretch_width", height=1)
+
+
+def select(label: str, options: Any, value: Any = None, **more: Any) -> pmui.Select:
+    """A menu."""
+    more.setdefault("sizing_mode", "stretch_width")
+    more.setdefault("margin", 0)
+    return pmui.Select(label=label, options=options, value=value, size="small", **more)
+
+
+def switch(label: str, value: bool = False, **more: Any) -> pmui.Switch:
+    """Yes or no."""
+    more.setdefault("margin", 0)
+    return pmui.Switch(label=label, value=value, size="small", **more)
+
+
+def whole(label: str, value: int, **more: Any) -> pmui.IntInput:
+    """A field for a whole number."""
+    more.setdefault("margin", 0)
+    more.setdefault("sizing_mode", "stretch_width")
+    return pmui.IntInput(label=label, value=value, size="small", **more)
+
+
+def real(label: str, value: float, **more: Any) -> pmui.FloatInput:
+    """A field for a number."""
+    more.setdefault("margin", 0)
+    more.setdefault("sizing_mode", "stretch_width")
+    return pmui.FloatInput(label=label, value=value, size="small", **more)
+
+
+def button(label: str, icon: str = "", **more: Any) -> pmui.Button:
+    """A button with words, as wide as they are."""
+    more.setdefault("width", None)
+    more.setdefault("variant", "outlined")
+    more.setdefault("margin", 0)
+    return pmui.Button(label=label, icon=icon or None, size="small", **more)
+
+
+def icon(name: str, description: str, **more: Any) -> pmui.IconButton:
+    """A button with a picture, and its words on hovering."""
+    more.setdefault("margin", 0)
+    return pmui.IconButton(icon=name, description=description, size="small", **more)
+
+
+def choice(options: Any, value: Any, label: str = "", **more: Any) -> pmui.RadioButtonGroup:
+    """One of a few, all in sight."""
+    more.setdefault("margin", 0)
+    return pmui.RadioButtonGroup(label=label, options=options, value=value, size="small", **more)
+
+
+def progress(**more: Any) -> pmui.LinearProgress:
+    """How far a computation is, 0 to 100."""
+    more.setdefault("sizing_mode", "stretch_width")
+    more.setdefault("margin", 0)
+    return pmui.LinearProgress(value=0, variant="determinate", **more)
+
+
+def alert(**more: Any) -> pmui.Alert:
+    """A message that can be dismissed; hidden until there is one."""
+    more.setdefault("sizing_mode", "stretch_width")
+    more.setdefault("margin", 0)
+    return pmui.Alert(severity="error", closeable=True, visible=False, **more)
+
+
+def download(label: str, filename: str, callback: Any, **more: Any) -> pmui.FileDownload:
+    """A button that hands a file to the browser."""
+    more.setdefault("margin", 0)
+    return pmui.FileDownload(
+        callback=callback,
+        filename=filename,
+        label=label,
+        icon="download",
+        variant="text",
+        size="small",
+        **more,
+    )
+
+
+def upload(label: str, accept: str, **more: Any) -> pmui.FileInput:
+    """A button that takes a file of at most 1 MB."""
+    more.setdefault("margin", 0)
+    return pmui.FileInput(
+        label=label,
+        accept=accept,
+        multiple=False,
+        max_file_size=1 << 20,
+        variant="text",
+        size="small",
+        **more,
+    )
+
+
+def table(frame: Any, **more: Any) -> pn.widgets.Tabulator:
+    """A table with cells that can be edited."""
+    more.setdefault("sizing_mode", "stretch_both")
+    more.setdefault("margin", 0)
+    return pn.widgets.Tabulator(frame, **more)
+
+
+def page(**more: Any) -> pmui.Page:
+    """The whole browser window."""
+    return pmui.Page(**more)

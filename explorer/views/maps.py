@@ -1,0 +1,245 @@
+"""The figures of all layers at once: sensitivities by layer and format, and what is left of each tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from bokeh.models import (
+    ColumnDataSource,
+    FactorRange,
+    FixedTicker,
+    HoverTool,
+    LinearColorMapper,
+    Range1d,
+    TapTool,
+)
+from bokeh.palettes import cividis
+from bokeh.plotting import figure
+
+from explorer.study import MEASURES
+from explorer.views import theme
+from explorer.views.figures import plain
+from explorer.views.text import decibels, points, short
+
+ROW_HEIGHT = 22
+PALETTE = cividis(256)
+# Below this a divergence is the arithmetic's own noise.
+LEAST = 1e-7
+
+
+def badness(value: float, measure: str) -> float:
+    """A number that grows with the damage, even in its steps: the logarithm of divergences, minus the decibels."""
+    if math.isnan(value):
+        return math.nan
+    if MEASURES[measure].worse < 0:
+        return -min(value, 200.0)
+    return math.log10(max(value, LEAST)) if measure in ("kl", "loss") else value
+
+
+def cell_text(value: float, measure: str) -> str:
+    """The number that stands in a cell.
+
+    >>> cell_text(0.01352, "kl"), cell_text(0.0123, "top1")
+    ('0.0135', '+1.23')
+    """
+    if math.isnan(value):
+        return ""
+    if measure == "top1":
+        return points(value)
+    if measure == "sqnr":
+        return decibels(value).removesuffix(" dB")
+    return "< 1e-6" if 0 <= value < 1e-6 else f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.3g}"
+
+
+def rows_of(plot: figure, names: Sequence[str]) -> None:
+    """One row for each layer, the first at the top, its name truncated from the left."""
+    count = len(names)
+    plot.y_range.update(start=count - 0.5, end=-0.5)
+    plot.yaxis.ticker = FixedTicker(ticks=list(range(count)), minor_ticks=[])
+    plot.yaxis.major_label_overrides = {i: short(name) for i, name in enumerate(names)}
+
+
+class Selecting:
+    """A figure whose rows are layers: a click chooses one, a frame shows which one is chosen."""
+
+    def __init__(self, names: Sequence[str], choose: Callable[[str], None]) -> None:
+        self.names = list(names)
+        self._choose = choose
+        self.band = ColumnDataSource({"y0": [], "y1": []})
+
+    def _row(self, plot: figure) -> None:
+        plot.hstrip(
+            y0="y0", y1="y1", source=self.band, fill_color=theme.CHOSEN, fill_alpha=0.0,
+            line_color=theme.CHOSEN, line_width=2,
+        )  # fmt: skip
+
+    def select(self, name: str) -> None:
+        """Frame the row of a layer."""
+        rows = [self.names.index(name)] if name in self.names else []
+        self.band.data = {"y0": [r - 0.5 for r in rows], "y1": [r + 0.5 for r in rows]}
+
+    def _tapped(self, source: ColumnDataSource, indices: Sequence[int]) -> None:
+        if indices:
+            row = source.data["row"][indices[0]]
+            source.selected.indices = []
+            self._choose(self.names[int(row)])
+
+
+class SensitivityFigure(Selecting):
+    """Layers by formats; colour and number say how much the network suffers. Hatched: not all images yet."""
+
+    def __init__(self, names: Sequence[str], choose: Callable[[str], None]) -> None:
+        super().__init__(names, choose)
+        self.cells = ColumnDataSource(
+            {
+                key: []
+                for key in ("row", "format", "colour", "text", "ink", "hatch", "layer", "range", "images")
+            }
+        )
+        self.mapper = LinearColorMapper(palette=PALETTE, low=0, high=1, nan_color="rgba(127,135,144,0.12)")
+        self.figure = plain(
+            x_range=FactorRange(), y_range=Range1d(len(names) - 0.5, -0.5), x_axis_location="above"
+        )
+        self._draw()
+
+    def _draw(self) -> None:
+        plot = self.figure
+        plot.grid.grid_line_color = None
+        rects = plot.rect(
+            x="format", y="row", width=1, height=1, source=self.cells, line_color=None,
+            fill_color={"field": "colour", "transform": self.mapper},
+            hatch_pattern={"field": "hatch"}, hatch_color="white", hatch_alpha=0.35, hatch_scale=8,
+        )  # fmt: skip
+        rects.nonselection_glyph = rects.selection_glyph = None
+        plot.text(
+            x="format", y="row", text="text", text_color="ink", source=self.cells, text_align="center",
+            text_baseline="middle", text_font_size="11px",
+        )  # fmt: skip
+        self._row(plot)
+        rows_of(plot, self.names)
+        plot.add_tools(
+            TapTool(renderers=[rects]),
+            HoverTool(
+                renderers=[rects],
+                tooltips=[
+                    ("layer", "@layer"), ("format", "@format"), ("value", "@text"),
+                    ("95% interval", "@range"), ("images", "@images{0,0}"),
+                ],
+            ),
+        )  # fmt: skip
+        self.cells.selected.on_change("indices", lambda _a, _o, new: self._tapped(self.cells, new))
+
+    def blank(self, formats: Sequence[str]) -> None:
+        """Show what would be measured, all of it open."""
+        cells = [(name, text) for name in self.names for text in formats]
+        table = pd.DataFrame(cells, columns=["layer", "format"])
+        self.update(table.assign(measure="kl", value=math.nan, low=math.nan, high=math.nan, images=0, complete=True))
+
+    def update(self, table: pd.DataFrame) -> None:
+        """Show a table of ``session.sensitivity``; cells without a value yet stay grey."""
+        if table.empty:
+            return
+        measure = str(table["measure"].iloc[0])
+        index = {name: i for i, name in enumerate(self.names)}
+        table = table[table["layer"].isin(index)]
+        bad = np.array([badness(value, measure) for value in table["value"]])
+        known = bad[np.isfinite(bad)]
+        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+        self.mapper.update(low=low, high=high if high > low else low + 1)
+        middle = (low + high) / 2
+        formats = list(dict.fromkeys(table["format"]))
+        if self.figure.x_range.factors != formats:
+            self.figure.x_range.factors = formats
+        self.cells.data = {
+            "row": [index[name] for name in table["layer"]],
+            "format": list(table["format"]),
+            "colour": bad,
+            "text": [cell_text(value, measure) for value in table["value"]],
+            "ink": ["#111" if value > middle else "#fff" for value in bad],
+            "hatch": [" " if done else "/" for done in table["complete"]],
+            "layer": list(table["layer"]),
+            "range": [_interval(a, b, measure) for a, b in zip(table["low"], table["high"], strict=True)],
+            "images": list(table["images"]),
+        }
+
+
+def _interval(low: float, high: float, measure: str) -> str:
+    return f"{cell_text(low, measure)} … {cell_text(high, measure)}" if not math.isnan(low) else ""
+
+
+class LayersFigure(Selecting):
+    """Signal to quantization noise of every layer: bars for weights, diamonds for inputs once evaluated."""
+
+    def __init__(self, names: Sequence[str], choose: Callable[[str], None]) -> None:
+        super().__init__(names, choose)
+        self.bars = ColumnDataSource({"row": [], "value": [], "text": [], "layer": [], "scheme": []})
+        self.dots = ColumnDataSource({"row": [], "value": [], "layer": []})
+        self.figure = plain(
+            x_range=Range1d(0, 60), y_range=Range1d(len(names) - 0.5, -0.5), x_axis_location="above",
+            x_axis_label="SQNR, dB (more is better)",
+        )  # fmt: skip
+        self._draw()
+
+    def _draw(self) -> None:
+        plot = self.figure
+        plot.ygrid.grid_line_color = None
+        bars = plot.hbar(
+            y="row", right="value", left=0, height=0.62, source=self.bars, fill_color=theme.AFTER,
+            fill_alpha=0.75, line_color=None,
+        )  # fmt: skip
+        bars.nonselection_glyph = bars.selection_glyph = None
+        plot.scatter(
+            x="value", y="row", source=self.dots, marker="diamond", size=10, fill_color=theme.SENSITIVE,
+            line_color=None,
+        )  # fmt: skip
+        self._row(plot)
+        rows_of(plot, self.names)
+        hover = [("layer", "@layer"), ("weight", "@scheme"), ("SQNR", "@text")]
+        plot.add_tools(TapTool(renderers=[bars]), HoverTool(renderers=[bars], tooltips=hover))
+        self.bars.selected.on_change("indices", lambda _a, _o, new: self._tapped(self.bars, new))
+
+    def update(self, weights: pd.DataFrame, inputs: Mapping[str, float | None] | None = None) -> None:
+        """Show ``session.layers()``, and the inputs' SQNR by layer where an evaluation knows them."""
+        index = {name: i for i, name in enumerate(self.names)}
+        table = weights[weights["name"].isin(index)]
+        values = table["weight_sqnr_db"].astype(float)
+        dots = {
+            name: v
+            for name, v in (inputs or {}).items()
+            if name in index and v is not None and math.isfinite(v)
+        }
+        finite = [*values[np.isfinite(values)], *dots.values()]
+        top = max([10.0, *finite]) * 1.06
+        self.figure.x_range.update(start=min(0.0, *finite, 0.0) if finite else 0.0, end=top)
+        self.bars.data = {
+            "row": [index[name] for name in table["name"]],
+            # A tensor that stays as it is has no noise: its bar fills the width.
+            "value": [top if math.isinf(v) else v for v in values],
+            "text": [decibels(v) for v in values],
+            "layer": list(table["name"]),
+            "scheme": [text if isinstance(text, str) else "" for text in table["weight"]],
+        }
+        self.dots.data = {
+            "row": [index[name] for name in dots], "value": list(dots.values()), "layer": list(dots)
+        }  # fmt: skip
+
+
+def height(count: int) -> int:
+    """Pixels that a figure with ``count`` rows needs."""
+    return ROW_HEIGHT * count + 34
+
+
+def describe(table: pd.DataFrame) -> str:
+    """The finding in words: which layer suffers most, by format."""
+    if table.empty or table["value"].isna().all():
+        return ""
+    measure = str(table["measure"].iloc[0])
+    worse = MEASURES[measure].worse
+    found: list[str] = []
+    for name, part in table.dropna(subset=["value"]).groupby("format", sort=False):
+        worst = part.loc[(worse * part["value"]).idxmax()]
+        found.append(f"{name}: {worst['layer']} ({cell_text(worst['value'], measure)})")
+    return "most sensitive at " + ", ".join(found)

@@ -1,0 +1,63 @@
+"""What a notebook needs so that the page asks no other machine for anything.
+
+Panel takes some style sheets from a content network when it runs in a notebook.  A small server on the
+loopback address hands out the same files from the installed package; Panel is told of it by an environment
+variable that it reads when it is imported, so nothing here imports Panel at the top.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+_server: ThreadingHTTPServer | None = None
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module is not None else None
+    return shell is not None and getattr(shell, "kernel", None) is not None
+
+
+class _Files(SimpleHTTPRequestHandler):
+    """Panel's files, read-only, without a line in the notebook for each."""
+
+    def translate_path(self, path: str) -> str:
+        # /1.9.4/dist/css/... -> <panel>/dist/css/...
+        return super().translate_path("/" + "/".join(path.lstrip("/").split("/")[2:]))
+
+    def end_headers(self) -> None:
+        self.send_header("Access-Control-Allow-Origin", "*")
+        super().end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def serve_files() -> str:
+    """Start the server of Panel's files, once; its address."""
+    global _server
+    if _server is None:
+        found = importlib.util.find_spec("panel")
+        assert found is not None and found.origin is not None
+        handler = functools.partial(_Files, directory=str(Path(found.origin).parent / "dist"))
+        _server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=_server.serve_forever, name="panel-files", daemon=True).start()
+    return f"http://127.0.0.1:{_server.server_port}/"
+
+
+def prepare() -> None:
+    """Make Panel ready for a notebook without a network; call it before Panel is imported elsewhere."""
+    if "panel" not in sys.modules:
+        os.environ.setdefault("PANEL_CDN_ROOT", serve_files())
+    import panel as pn
+    import panel_material_ui  # noqa: F401  (its bundle is put into the notebook by the extension)
+
+    pn.extension("tabulator", inline=True)

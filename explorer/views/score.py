@@ -1,0 +1,114 @@
+"""The score strip: accuracy, size and bit operations, the float network's beside them."""
+
+from __future__ import annotations
+
+from explorer.recipe import Recipe
+from explorer.study import Evaluation
+from explorer.views import kit, theme
+from explorer.views.state import PageState
+from explorer.views.text import NOTHING, decibels, kilobytes, large, percent, points, ratio
+
+CSS = (
+    theme.TOKENS
+    + """
+.strip { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 8px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 6px 12px 7px;
+  color: var(--ink); min-width: 0; position: relative; }
+.name { font-size: 11.5px; color: var(--faint); white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.main { display: flex; align-items: baseline; gap: 8px; white-space: nowrap; line-height: 26px; }
+.value { font-size: 20px; font-weight: 600; font-variant-numeric: tabular-nums; }
+.side { font-size: 12px; color: var(--faint); font-variant-numeric: tabular-nums; overflow: hidden;
+  text-overflow: ellipsis; }
+.note { font-size: 11.5px; color: var(--faint); white-space: nowrap; overflow: hidden; text-overflow: ellipsis;
+  font-variant-numeric: tabular-nums; }
+.worse { color: #D55E00; } .better { color: #009E73; }
+.stale { background-image: repeating-linear-gradient(135deg, transparent 0 6px, var(--line) 6px 7px); }
+.stale .value, .stale .side { opacity: .45; }
+.badge { position: absolute; right: 8px; top: 6px; font-size: 10.5px; font-weight: 600; padding: 0 6px;
+  border-radius: 8px; line-height: 16px; background: #E69F00; color: #111; }
+@container (max-width: 1000px) { .strip { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
+@container (max-width: 560px) { .strip { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
+"""
+)
+
+
+def card(name: str, value: str, side: str, note: str, stale: bool = False, mood: str = "") -> str:
+    """One figure with its reference; no text of a user's comes in here."""
+    badge = '<span class="badge">stale</span>' if stale else ""
+    return (
+        f'<div class="card{" stale" if stale else ""}">{badge}<div class="name">{name}</div>'
+        f'<div class="main"><span class="value {mood}">{value}</span><span class="side">{side}</span></div>'
+        f'<div class="note">{note}</div></div>'
+    )
+
+
+def _accuracy(e: Evaluation | None, stale: bool) -> list[str]:
+    if e is None:
+        return [
+            card("Top-1", NOTHING, "", "being evaluated"),
+            card("Difference to float", NOTHING, "", "paired, on the same images"),
+        ]
+    low, high = e.top1_interval
+    below, above = e.delta_interval
+    mood = "worse" if above < 0 else "better" if below > 0 else ""
+    seen = f"{e.images:,} of {e.total_images:,} images" if not e.complete else f"{e.images:,} images"
+    name = "Agreement with float" if e.agreement else "Top-1"
+    return [
+        card(
+            name,
+            percent(e.top1),
+            f"{percent(low)[:-1]} … {percent(high)}",
+            f"float {percent(e.top1_float)} · {seen}",
+            stale,
+        ),
+        card(
+            "Difference to float, points",
+            points(e.delta),
+            f"{points(below)} … {points(above)}",
+            f"paired: {e.won:,} won, {e.lost:,} lost",
+            stale,
+            mood,
+        ),
+    ]
+
+
+def markup(state: PageState) -> str:
+    """The strip for the present recipe; what is not of this recipe is hatched and called stale."""
+    e, stale = state.evaluation, state.stale
+    now, floats = state.cost(), state.cost(Recipe.preset("fp32"))
+    cards = [
+        *_accuracy(e, stale),
+        card(
+            "Output SQNR",
+            decibels(e.output_sqnr_db) if e else NOTHING,
+            "",
+            f"KL {e.kl:.2g} nats to float" if e else "of the class scores",
+            stale,
+        ),
+        card(
+            "Size",
+            kilobytes(now.size),
+            f"{ratio(floats.size, now.size)} smaller",
+            f"float {kilobytes(floats.size)}",
+        ),
+        card(
+            "Bit operations",
+            large(now.bops),
+            f"{ratio(floats.bops, now.bops)} fewer",
+            f"float {large(floats.bops)} · for one image",
+        ),
+    ]
+    return f'<div class="strip" aria-live="polite">{"".join(cards)}</div>'
+
+
+class ScoreStrip:
+    """The region at the top."""
+
+    def __init__(self, state: PageState) -> None:
+        self.state = state
+        self.view = kit.html(css=CSS, sizing_mode="stretch_width", min_height=78)
+        state.param.watch(lambda *_: self.refresh(), ["layers", "evaluation", "evaluation_revision"])
+        self.refresh()
+
+    def refresh(self) -> None:
+        self.view.object = markup(self.state)

@@ -1,0 +1,113 @@
+"""Words and numbers as the page shows them."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+from explorer.study import Histogram
+
+NOTHING = "–"  # noqa: RUF001 (an en dash stands for "no value")
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share as percent.
+
+    >>> percent(0.9134)
+    '91.34%'
+    """
+    return NOTHING if math.isnan(share) else f"{100 * share:.{digits}f}%"
+
+
+def points(share: float, digits: int = 2) -> str:
+    """A signed difference of shares in percentage points, with a true minus sign.
+
+    >>> points(0.0125)
+    '+1.25'
+    """
+    if math.isnan(share):
+        return NOTHING
+    text = f"{100 * share:+.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}") if float(text) else f"{0:.{digits}f}"
+
+
+def decibels(value: float | None, digits: int = 1) -> str:
+    """A ratio in decibels; infinite means exact.
+
+    >>> decibels(31.27), decibels(float("inf"))
+    ('31.3 dB', 'exact')
+    """
+    if value is None or math.isnan(value):
+        return NOTHING
+    if math.isinf(value):
+        return "exact" if value > 0 else "\N{MINUS SIGN}\N{INFINITY} dB"
+    return f"{value:.{digits}f} dB".replace("-", "\N{MINUS SIGN}")
+
+
+def kilobytes(count: float) -> str:
+    """Bytes as kB, or as MB where there are many (1 kB = 1,000 bytes).
+
+    >>> kilobytes(44426)
+    '44.4 kB'
+    """
+    return f"{count / 1e6:,.2f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
+
+
+def large(count: float) -> str:
+    """A count with a prefix: k, M, G, T.
+
+    >>> large(416520 * 64)
+    '26.7 M'
+    """
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {prefix}"
+    return f"{count:.3g}"
+
+
+def ratio(before: float, after: float) -> str:
+    """How many times smaller something became.
+
+    >>> ratio(100, 25)[:-1]
+    '4.00'
+    """
+    return NOTHING if not after else f"{before / after:.2f}\N{MULTIPLICATION SIGN}"
+
+
+def number(value: float) -> str:
+    """A real value with as many digits as a reader wants.
+
+    >>> number(0.0123456)
+    '0.01235'
+    """
+    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+
+
+def short(name: str, most: int = 18) -> str:
+    """A layer's name truncated from the left, since its tail tells layers apart.
+
+    >>> short("blocks.3.attention.projection", 12)
+    '….projection'
+    """
+    return name if len(name) <= most else "\N{HORIZONTAL ELLIPSIS}" + name[-(most - 1) :]
+
+
+def caption(h: Histogram) -> str:
+    """What a histogram shows, in one line of HTML.
+
+    The range, the share that is clipped, the levels in use, the scale and the signal-to-noise ratio.
+    """
+    span = f"values {number(h.minimum)} … {number(h.maximum)}"
+    facts = [f"<b>{escape(h.scheme)}</b>", f"SQNR <b>{decibels(h.sqnr_db)}</b>"]
+    if h.scheme != "fp32":
+        facts.append(f"clipped <b>{percent(h.clipped_fraction, 3)}</b>")
+    if len(h.levels):
+        used = f"{h.used_levels:,} of {len(h.levels):,} levels used" if h.groups == 1 else ""
+        facts.append(used or f"{len(h.levels):,} levels a group")
+    if h.groups == 1 and h.scale[1]:
+        facts.append(f"scale {number(h.scale[1])}")
+    elif h.scale[1]:
+        facts.append(f"{h.groups:,} scales {number(h.scale[0])} … {number(h.scale[2])}")
+    facts.append(span)
+    facts.append(f"{h.elements:,} values" + ("" if h.exact else " (from calibration bins)"))
+    return " · ".join(facts)

@@ -1,0 +1,124 @@
+"""Colours and style sheets: one meaning for a colour everywhere, in the light and in the dark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Okabe and Ito's palette, told apart by colour-blind eyes as well: https://jfly.uni-koeln.de/color/
+BEFORE = "#0072B2"
+AFTER = "#009E73"
+RANGE = "#D55E00"
+SENSITIVE = "#E69F00"
+CHOSEN = "#CC79A7"
+NEUTRAL = "#7F8790"
+
+THEME: dict[str, Any] = {
+    mode: {
+        "palette": {
+            "primary": {"main": main},
+            "background": {"default": ground, "paper": paper},
+        },
+        "typography": {"fontSize": 12.5, "button": {"textTransform": "none"}},
+        "shape": {"borderRadius": 6},
+    }
+    for mode, main, ground, paper in (
+        ("light", BEFORE, "#F3F5F7", "#FFFFFF"),
+        ("dark", "#56B4E9", "#14181C", "#1D2227"),
+    )
+}
+
+# The app bar is part of the page and no banner.
+BAR = {
+    # The kit takes this very pair as a sign to leave the bar's widgets in the page's colours.
+    ".MuiAppBar-root": {"bgcolor": "primary.contrastText", "color": "primary.main"},
+    "& .MuiAppBar-root.MuiAppBar-root": {
+        "backgroundColor": "background.paper",
+        "color": "text.primary",
+        "boxShadow": "none",
+        "borderBottom": "1px solid",
+        "borderColor": "divider",
+        "backgroundImage": "none",
+    },
+    "& .MuiToolbar-root.MuiToolbar-root": {"minHeight": "52px", "height": "52px", "margin": "0", "padding": "0 12px"},
+    "& .MuiAppBar-root .title": {"fontSize": "1.05rem", "fontWeight": 600, "color": "text.primary"},
+    "& main.main": {"backgroundColor": "background.default"},
+}
+
+# Lines and faint text follow the ground, whichever it is.
+TOKENS = """
+:host {
+  --line: color-mix(in srgb, var(--panel-on-background-color, #222) 16%, transparent);
+  --faint: color-mix(in srgb, var(--panel-on-background-color, #222) 66%, transparent);
+  --wash: color-mix(in srgb, var(--panel-on-background-color, #222) 5%, transparent);
+  --ink: var(--panel-on-background-color, #222);
+  --card: var(--panel-surface-color, #fff);
+  font-family: Roboto, "Helvetica Neue", Arial, sans-serif;
+}
+"""
+
+CARD = (
+    TOKENS
+    + """
+:host {
+  background: var(--card); border: 1px solid var(--line); border-radius: 6px; box-sizing: border-box;
+  color: var(--ink); overflow: hidden;
+}
+"""
+)
+
+# The page's grid; it asks for the width that it is given, since a notebook's cell is narrower than its window.
+FRAME = TOKENS + ":host { container-type: inline-size; }"
+GRID = """
+:host {
+  display: grid !important; gap: 8px; min-height: 0;
+  grid-template-columns: minmax(420px, 47fr) minmax(380px, 35fr) 292px;
+  grid-template-rows: minmax(0, 1fr);
+}
+@container (max-width: 1180px) {
+  :host { grid-template-columns: minmax(0, 1fr) 292px; grid-template-rows: auto auto; height: auto !important; }
+  .place-table { grid-column: 1 / -1; height: 330px !important; }
+  .place-centre { height: 760px !important; }
+}
+@container (max-width: 760px) {
+  :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: auto; }
+}
+"""
+
+TABLE = (
+    TOKENS
+    + """
+.pnx-tabulator.tabulator.tabulator.tabulator {
+  font-size: 12px; border: none; background: transparent; color: var(--ink);
+  .tabulator-header { background: var(--wash); color: var(--faint); border-bottom: 1px solid var(--line); }
+  .tabulator-header .tabulator-col { background: transparent; border-right: none; font-weight: 500; height: 28px !important;
+    min-height: 28px; }
+  .tabulator-header .tabulator-headers { background: transparent; height: 28px; min-height: 28px; }
+  .tabulator-header .tabulator-col .tabulator-col-content { padding: 6px 5px; }
+  .tabulator-header .tabulator-col .tabulator-col-content .tabulator-col-title { padding-right: 0; font-size: 11.5px;
+    white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+  .tabulator-header .tabulator-col .tabulator-col-sorter { display: none; }
+  .tabulator-row { min-height: 26px; background: transparent; border: none; border-bottom: 1px solid var(--wash); }
+  .tabulator-row .tabulator-cell { padding: 4px 5px; height: 26px; min-height: 26px; border-right: none; font-size: 12px;
+    line-height: 18px; }
+  .tabulator-row .tabulator-frozen { border-right: none; background: var(--card); }
+  .tabulator-row:hover, .tabulator-row:hover .tabulator-frozen { background: var(--wash); }
+  .tabulator-row.tabulator-selected, .tabulator-row.tabulator-selected .tabulator-frozen {
+    background: color-mix(in srgb, #CC79A7 30%, var(--card)); color: var(--ink); }
+  .tabulator-cell[tabulator-field="name"] { direction: rtl; text-align: left !important; font-weight: 500; }
+  .tabulator-cell[tabulator-field="name"]::before, .tabulator-cell[tabulator-field="name"]::after {
+    content: "\\200e"; display: inline; height: auto; width: 0; }
+  .tabulator-cell[tabulator-field="mark"] { cursor: pointer; font-size: 15px; padding: 3px 4px; }
+  .tabulator-cell.tabulator-editable { cursor: pointer; }
+  .tabulator-cell.tabulator-editing { padding: 0 4px; border: 1px solid var(--panel-primary-color, #0072B2); }
+  .tabulator-cell.tabulator-editing input { font-size: 12px; }
+  .tabulator-tableholder, .tabulator-tableholder .tabulator-table { background: transparent; color: var(--ink); }
+}
+"""
+)
+
+LABEL = (
+    TOKENS
+    + """
+:host { color: var(--faint); font-size: 12px; line-height: 18px; }
+"""
+)
