@@ -137,8 +137,10 @@ class GrowingHistogram:
         self.maximum = torch.maximum(self.maximum, high)
         self.ranges.append(torch.stack([low, high]))
         # frexp gives |x| = mantissa * 2**exponent with mantissa in [0.5, 1): 2**exponent lies above |x|.
-        wanted = torch.frexp(torch.maximum(-low, high).abs())[1].to(torch.int32).clamp(LEAST_EXPONENT, 128)
-        self._grow(wanted)
+        absmax = torch.maximum(-low, high)
+        wanted = torch.frexp(absmax)[1].to(torch.int32).clamp(LEAST_EXPONENT, 128)
+        # Zero has the exponent 0 there, but asks for no range at all.
+        self._grow(torch.where(absmax > 0, wanted, LEAST_EXPONENT))
         groups = values.shape[0]
         width = torch.exp2((self.exponent + 1).double()) / self.bins
         index = (values * (1.0 / width).float()[:, None]).floor_().to(torch.int32)
