@@ -1,0 +1,387 @@
+"""Objectives: a range is as good as the best that a slow search finds, and streams count right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from explorer.calibrate import KL, MSE, OBJECTIVES, GrowingHistogram, MinMax, Sample, fit, objective, quantile
+from explorer.calibrate.objectives import Search
+from explorer.errors import SchemeError, TensorError
+from explorer.formats import CONVENTIONS, FORMATS, Grid, IntegerFormat, QParams, granularity
+from tests import oracles
+from tests.strategies import GOALS
+
+LAYER = granularity("layer")
+
+
+def grid(name: str, symmetric: bool = True, convention: str = "onnx") -> Grid:
+    number = FORMATS[name]
+    assert isinstance(number, IntegerFormat)
+    return Grid(number, symmetric, CONVENTIONS[convention])
+
+
+def shapes() -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(2)
+    normal = torch.randn(200, generator=draw)
+    outlier = normal.clone()
+    outlier[7] = 15
+    return {
+        "normal": normal,
+        "outlier": outlier,
+        "laplace": normal.sign() * normal.abs().exp(),
+        "relu": normal.relu(),
+        "skewed": normal.exp() - 0.5,
+        "negative": -normal.abs() - 1,
+        "few": torch.tensor([-1.0, 0.5, 0.1, 3.0]),
+    }
+
+
+VALUES = shapes()
+
+
+def one(params: QParams) -> tuple[float, int, int, int]:
+    """The parameters of a single group as plain numbers."""
+    return params.scale.item(), int(params.zero_point), params.qmin, params.qmax
+
+
+def measure(goal: Search, sample: Sample, params: QParams) -> float:
+    """The cost of one group, independently of the search."""
+    scale, zero_point, qmin, qmax = one(params)
+    if isinstance(goal, MSE):
+        return oracles.mse(sample.values[0].numpy(), scale, zero_point, qmin, qmax)
+    assert isinstance(goal, KL), "a new search needs a slow measure here"
+    absmax = float(torch.maximum(-sample.minimum, sample.maximum))
+    ones = np.ones(sample.values.shape[1])
+    return oracles.kl(sample.values[0].tolist(), ones, absmax, scale, zero_point, qmin, qmax, goal.bins)
+
+
+SEARCHES = [goal for goal in GOALS if isinstance(objective(goal), Search)]
+
+
+def goal_of(name: str) -> Search:
+    goal = objective(name)
+    assert isinstance(goal, Search)
+    # A small histogram: the slow measure walks over each bin.
+    return replace(goal, bins=256) if isinstance(goal, KL) else goal
+
+
+@pytest.mark.parametrize("goal_name", SEARCHES)
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("name", ["int2", "int4", "uint5", "int8"])
+@pytest.mark.parametrize("kind", VALUES)
+def test_no_worse_than_a_brute_search(goal_name: str, symmetric: bool, name: str, kind: str) -> None:
+    """Never worse than any range that shrinks both ends alike in steps of a hundredth."""
+    goal = goal_of(goal_name)
+    sample = Sample.of(VALUES[kind], LAYER, 0)
+    levels = grid(name, symmetric).settle(sample.minimum)
+    low, high = goal(sample, levels)
+    found = measure(goal, sample, levels.params(low, high))
+    # The slow measure of divergence walks over every bin: fewer shares for it.
+    shares = [k / 100 for k in range(1, 101)] if isinstance(goal, MSE) else [1.0, 0.9, 0.75, 0.5, 0.3, 0.1]
+    for share in shares:
+        params = levels.params(sample.minimum.clamp(max=0) * share, sample.maximum.clamp(min=0) * share)
+        rival = measure(goal, sample, params)
+        # Sums in another order differ in the last digits.
+        assert found <= rival * (1 + 1e-6) + 1e-9, share
+    assert bool((low >= sample.minimum.clamp(max=0)).all() and (high <= sample.maximum.clamp(min=0)).all())
+
+
+@pytest.mark.parametrize("kind", ["normal", "outlier", "laplace", "skewed", "few"])
+@pytest.mark.parametrize("name", ["int2", "int3", "int4", "int8"])
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+def test_mse_is_near_the_best_of_all_ranges(symmetric: bool, name: str, kind: str) -> None:
+    """Against a dense search, over both ends where both are free."""
+    sample = Sample.of(VALUES[kind], LAYER, 0)
+    levels = grid(name, symmetric).settle(sample.minimum)
+    found = measure(MSE(), sample, levels.params(*MSE()(sample, levels)))
+    fine = torch.arange(1, 1001) / 1000 if symmetric else torch.arange(1, 61) / 60
+    lows, highs = (
+        (fine, fine) if symmetric else (m.reshape(-1) for m in torch.meshgrid(fine, fine, indexing="ij"))
+    )
+    params = levels.params(sample.minimum * lows, sample.maximum * highs)
+    exact = sample.values[0].double()
+    code = (exact / params.scale[:, None].double()).round() + params.zero_point[:, None]
+    real = (code.clamp(params.qmin, params.qmax) - params.zero_point[:, None]) * params.scale[
+        :, None
+    ].double()
+    best = float((real - exact).square().sum(1).min())
+    # Few values make a jagged cost with narrow valleys, which a coarse search may step over.
+    assert found <= best * (1.5 if kind == "few" else 1.05)
+
+
+@pytest.mark.parametrize("name", ["int4", "uint8", "int10", "int12", "uint13", "int16"])
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("kind", ["normal", "outlier", "relu", "skewed", "few"])
+def test_divergence_is_as_defined(name: str, symmetric: bool, kind: str) -> None:
+    """The fast cost of each candidate equals the slow one, for fewer and for more codes than bins."""
+    goal = KL(bins=128)
+    sample = Sample.of(VALUES[kind], LAYER, 0)
+    levels = grid(name, symmetric).settle(sample.minimum)
+    shares = torch.tensor([1.0, 0.83, 0.5, 0.21])
+    flat = levels.params(sample.minimum.clamp(max=0) * shares, sample.maximum.clamp(min=0) * shares)
+    params = replace(flat, scale=flat.scale[None], zero_point=flat.zero_point[None])
+    costs = goal.cost(goal.prepare(sample, levels), params)[0]
+    for index in range(len(shares)):
+        alone = replace(flat, scale=flat.scale[index], zero_point=flat.zero_point[index])
+        # Sums in another order; a bin's middle may lie on an edge and fall either way only by float32 error.
+        assert float(costs[index]) == pytest.approx(measure(goal, sample, alone), rel=1e-6, abs=1e-9), index
+
+
+@pytest.mark.parametrize("name", ["int12", "int16"])
+def test_divergence_of_wide_steps_among_many_codes(name: str) -> None:
+    """A group far below the others gets NNCF's least range, of steps wider than its bins."""
+    goal = KL(bins=128)
+    tensor = torch.stack([VALUES["normal"], VALUES["outlier"] * 1e-7])
+    sample = Sample.of(tensor, granularity("channel"), 0)
+    levels = grid(name, True, "nncf").settle(sample.minimum)
+    flat = levels.params(sample.minimum, sample.maximum)
+    params = replace(flat, scale=flat.scale[:, None], zero_point=flat.zero_point[:, None])
+    costs = goal.cost(goal.prepare(sample, levels), params)[:, 0]
+    for row in range(2):
+        alone = replace(flat, scale=flat.scale[row], zero_point=flat.zero_point[row])
+        slow = measure(goal, Sample.of(tensor[row], LAYER, 0), alone)
+        assert float(costs[row]) == pytest.approx(slow, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_weights_stand_for_repeated_values(goal: str) -> None:
+    """A point of weight three is three points."""
+    values = torch.tensor([[-2.0, -0.5, 0.0, 0.3, 1.0, 4.0]])
+    weights = torch.tensor([[3.0, 1.0, 4.0, 2.0, 1.0, 1.0]])
+    repeated = values.repeat_interleave(weights[0].long(), dim=1)
+    ends = values.min(1).values, values.max(1).values
+    ranges = torch.stack(ends)[None]
+    for symmetric in (True, False):
+        levels = grid("int4", symmetric)
+        short = objective(goal)(Sample(values, weights, *ends, ranges), levels)
+        long = objective(goal)(Sample(repeated, None, *ends, ranges), levels)
+        assert [end.item() for end in short] == pytest.approx([end.item() for end in long], rel=1e-6)
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_groups_do_not_matter_to_each_other(goal: str) -> None:
+    tensor = torch.stack([VALUES["normal"], VALUES["outlier"], VALUES["laplace"]])
+    for symmetric in (True, False):
+        levels = grid("int4", symmetric)
+        together = fit(Sample.of(tensor, granularity("channel"), 0), levels, objective(goal))
+        for row in range(3):
+            alone = fit(Sample.of(tensor[row], LAYER, 0), levels, objective(goal))
+            assert together.scale[row] == alone.scale[0] and together.zero_point[row] == alone.zero_point[0]
+
+
+def test_divergence_does_not_fall_for_ranges_of_a_bin_or_two() -> None:
+    """One far outlier: the bulk lies in some twenty bins, and a range of two of them would hide all it clips."""
+    bulk = torch.randn(2000, generator=torch.Generator().manual_seed(6))
+    sample = Sample.of(torch.cat([bulk, torch.tensor([300.0])]), LAYER, 0)
+    for name in ("int4", "int8", "int16"):
+        _, high = KL()(sample, grid(name))
+        assert float(high) > float(bulk.abs().max()) / 2
+
+
+def test_a_search_in_pieces_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = Sample.of(torch.stack([VALUES["normal"], VALUES["laplace"]]), granularity("channel"), 0)
+    for goal in (MSE(), KL()):
+        whole = goal(sample, grid("int6", False))
+        monkeypatch.setattr("explorer.calibrate.objectives._CHUNK", 700)
+        pieces = goal(sample, grid("int6", False))
+        monkeypatch.undo()
+        assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
+
+
+def test_mse_of_a_large_group_is_binned_without_harm() -> None:
+    """Above a million values a histogram stands in: the error found differs by less than a thousandth."""
+    tensor = torch.randn(1, (1 << 20) + 5, generator=torch.Generator().manual_seed(0))
+    sample = Sample.of(tensor, LAYER, 0)
+    levels = grid("int4").settle(sample.minimum)
+    found = measure(MSE(), sample, levels.params(*MSE()(sample, levels)))
+    rivals = [
+        measure(MSE(), sample, levels.params(sample.minimum * k / 20, sample.maximum * k / 20))
+        for k in range(8, 21)
+    ]
+    assert found <= min(rivals) * 1.001
+
+
+# --- percentiles --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("percent", [50.5, 90.0, 99.0, 99.9, 99.99, 100.0])
+@pytest.mark.parametrize("kind", VALUES)
+def test_percentile_is_numpys(percent: float, kind: str) -> None:
+    values = VALUES[kind]
+    exact = values.double().numpy()
+    sample = Sample.of(values, LAYER, 0)
+    goal = objective(f"percentile:{percent:g}")
+    low, high = goal(sample, grid("int8", False))
+    # Interpolated in float64, kept in float32: half a unit in the last place.
+    assert low.item() == pytest.approx(np.percentile(exact, 100 - percent), rel=1e-7, abs=1e-12)
+    assert high.item() == pytest.approx(np.percentile(exact, percent), rel=1e-7, abs=1e-12)
+    low, high = goal(sample, grid("int8", True))
+    assert high.item() == pytest.approx(np.percentile(np.abs(exact), percent), rel=1e-7) == -low.item()
+
+
+@given(
+    counts=st.lists(st.integers(0, 6), min_size=1, max_size=9).filter(lambda c: sum(c) > 0),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=80)
+def test_weighted_quantile_is_numpys_of_repeated_values(counts: list[int], share: float, seed: int) -> None:
+    values = torch.randn(1, len(counts), generator=torch.Generator().manual_seed(seed))
+    repeated = np.repeat(values[0].double().numpy(), counts)
+    found = quantile(values, torch.tensor([counts], dtype=torch.float32), share).item()
+    assert found == pytest.approx(float(np.quantile(repeated, share)), rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    "word", ["percentile:50", "percentile:0", "percentile:101", "percentile:nan", "percentile:-1"]
+)
+def test_percentiles_out_of_bounds_are_refused(word: str) -> None:
+    with pytest.raises(SchemeError, match="above 50 and at most at 100"):
+        objective(word)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("mze", "Did you mean 'mse'"),
+        ("percentile", "needs a number after the colon, for example 'percentile:99.9'"),
+        ("percentile:x", "needs a number"),
+        ("mse:3", "no objective 'mse:3'"),
+    ],
+)
+def test_bad_names_are_refused(word: str, message: str) -> None:
+    with pytest.raises(SchemeError, match=message):
+        objective(word)
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_names_come_back(goal: str) -> None:
+    assert objective(goal).name == goal
+    assert objective(objective(goal).name) == objective(goal)
+    assert len(GOALS) == len(OBJECTIVES) and all(entry.help for entry in OBJECTIVES.values())
+
+
+# --- streams ------------------------------------------------------------------------------------------------
+
+streams = st.lists(
+    st.lists(
+        st.one_of(st.floats(-(2.0**60), 2.0**60, width=32), st.sampled_from([0.0, -0.0, 1.0, -2.0, 0.25, 4096.0])),
+        min_size=1, max_size=8,
+    ),
+    min_size=1, max_size=6,
+)  # fmt: skip
+
+
+def tally(batches: list[list[float]], bins: int = 64) -> GrowingHistogram:
+    result = GrowingHistogram(1, bins)
+    for batch in batches:
+        result.add(torch.tensor([batch]))
+    return result
+
+
+def state(histogram: GrowingHistogram) -> tuple[object, ...]:
+    return (
+        histogram.counts.tolist(), histogram.zeros.tolist(), histogram.exponent.tolist(),
+        histogram.minimum.tolist(), histogram.maximum.tolist(),
+    )  # fmt: skip
+
+
+@given(streams)
+@settings(max_examples=120)
+def test_how_a_stream_is_cut_does_not_matter(batches: list[list[float]]) -> None:
+    """One batch, many batches, another order, or merged parts: the same counts, none lost, extremes exact."""
+    together = tally([[value for batch in batches for value in batch]])
+    values = [value for batch in batches for value in batch]
+    assert state(tally(batches)) == state(together)
+    assert state(tally(batches[::-1])) == state(together)
+    assert state(tally([[value] for value in values])) == state(together)
+    for order in (1, -1):
+        merged = GrowingHistogram(1, 64)
+        for batch in batches[::order]:
+            merged.merge(tally([batch]))
+        assert state(merged) == state(together)
+    assert int(together.count) == len(values)
+    assert (together.minimum.item(), together.maximum.item()) == (min(values), max(values))
+
+
+@given(streams)
+@settings(max_examples=80)
+def test_a_streams_sample_stands_near_its_values(batches: list[list[float]]) -> None:
+    """Zeros exactly, every other value within half a bin, and no stand-in beyond the extremes."""
+    histogram = tally(batches)
+    sample = histogram.sample()
+    values = np.sort([value for batch in batches for value in batch])
+    assert float(sample.weights.sum()) == len(values)  # type: ignore[union-attr]
+    points = np.repeat(sample.values[0].double().numpy(), sample.weights[0].long().numpy())  # type: ignore[index]
+    width = 2.0 ** (int(histogram.exponent) + 1) / histogram.bins
+    assert (np.abs(np.sort(points) - values) <= width * 0.5001).all()
+    assert int((points == 0).sum()) >= int((values == 0).sum())
+    assert points.min() >= values.min() and points.max() <= values.max()
+    assert sample.ranges.shape == (len(batches), 2, 1)
+    assert [r.item() for r in sample.ranges[:, 0]] == [min(b) for b in batches]
+
+
+def test_merging_does_not_touch_the_other() -> None:
+    one_part, other = tally([[1.0, 2.0]]), tally([[1000.0, -3.0]])
+    before = state(other)
+    one_part.merge(other)
+    assert state(other) == before and int(one_part.count) == 4
+
+
+def test_histograms_of_several_groups_keep_them_apart() -> None:
+    draw = torch.Generator().manual_seed(4)
+    batches = [torch.randn(3, 20, generator=draw) * torch.tensor([[1e-3], [1.0], [50.0]]) for _ in range(4)]
+    together = GrowingHistogram(3, 64)
+    for batch in batches:
+        together.add(batch)
+    for row in range(3):
+        alone = tally([batch[row].tolist() for batch in batches])
+        assert together.counts[row].tolist() == alone.counts[0].tolist()
+        assert together.exponent[row] == alone.exponent[0]
+
+
+def test_a_sample_of_many_bins_gives_the_range_of_the_values() -> None:
+    """Percentile, mse and kl of a stream are those of the values, up to a bin."""
+    tensor = torch.randn(1, 20000, generator=torch.Generator().manual_seed(8))
+    stream = GrowingHistogram(1)
+    for part in tensor.split(3000, 1):
+        stream.add(part)
+    for goal in ("minmax", "percentile:99.9", "mse"):
+        for symmetric in (True, False):
+            levels = grid("int8", symmetric)
+            exact = fit(Sample.of(tensor, granularity("channel"), 0), levels, objective(goal))
+            binned = fit(stream.sample(), levels, objective(goal))
+            # The search takes steps of a thousandth of the range.
+            assert math.isclose(exact.scale.item(), binned.scale.item(), rel_tol=5e-3), goal
+
+
+@pytest.mark.parametrize("bins", [0, 3, 62])
+def test_histograms_of_odd_bins_are_refused(bins: int) -> None:
+    with pytest.raises(TensorError, match="multiple of 4"):
+        GrowingHistogram(1, bins or 2)
+
+
+def test_histograms_of_different_groups_do_not_merge() -> None:
+    with pytest.raises(TensorError, match="cannot be merged"):
+        GrowingHistogram(1, 64).merge(GrowingHistogram(2, 64))
+
+
+def test_an_empty_stream_has_no_sample() -> None:
+    histogram = GrowingHistogram(2)
+    histogram.add(torch.zeros(2, 0))
+    with pytest.raises(TensorError, match="at least one image"):
+        histogram.sample()
+
+
+def test_minmax_is_the_whole_range() -> None:
+    sample = Sample.of(VALUES["skewed"], LAYER, 0)
+    low, high = MinMax()(sample, grid("int8", False))
+    assert (low.item(), high.item()) == (VALUES["skewed"].min().item(), VALUES["skewed"].max().item())
