@@ -52,14 +52,14 @@ class Page:
         if self.publisher.document is not None:
             pn.state.on_session_destroyed(lambda _: self.close())
             # The shell is painted first; the numbers come once somebody can see them.
-            pn.state.onload(self.evaluate)
+            pn.state.onload(self._begin)
         else:
-            self.evaluate()
+            self._begin()
 
     # -- parts ------------------------------------------------------------------------------------
 
     def _job(self) -> None:
-        self.bar = kit.progress(height=4, width=260, sizing_mode="fixed")
+        self.bar = kit.progress(height=4, width=260)
         self.cancel = kit.button(
             "Cancel", "stop", color="error", variant="text", on_click=lambda _: self.stop()
         )
@@ -81,7 +81,7 @@ class Page:
 
     def _centre(self) -> Any:
         views = {"Sensitivity": self.map.view, "SQNR by layer": self.bars.view}
-        pick = kit.choice(list(views), "Sensitivity")
+        pick = kit.choice(list(views), "Sensitivity", width=260)
         shown = kit.column(views["Sensitivity"])
         # What is not in sight is not on the page: a figure without a size would keep it from being ready.
         pick.param.watch(lambda event: setattr(shown, "objects", [views[event.new]]), "value")
@@ -97,7 +97,7 @@ class Page:
         )  # fmt: skip
         return kit.column(
             self.alert, self.score.view, grid, self.status,
-            css=theme.FRAME + ":host { gap: 8px; padding: 8px; }", styles={"height": height},
+            css=theme.FRAME + ":host { gap: 6px; padding: 8px 8px 2px; }", styles={"height": height},
         )  # fmt: skip
 
     def view(self) -> Any:
@@ -118,7 +118,11 @@ class Page:
 
     def _name(self) -> Any:
         text = f"{escape(self.session.model_name)} · {escape(self.session.data_name)}"
-        return kit.html(text, css=theme.LABEL, sizing_mode="fixed", width=360, height=18, styles={"margin-left": "14px"})
+        return kit.html(text, css=theme.LABEL, width=360, height=18, styles={"margin-left": "14px"})
+
+    def _begin(self) -> None:
+        self.table.select()
+        self.evaluate()
 
     # -- what happens -----------------------------------------------------------------------------
 
@@ -200,7 +204,7 @@ def subject_of(model: str, data: str | None = None, **options: Any) -> Subject:
     """A network and its images, loaded once for all browser sessions of a server."""
     key = f"explorer:{model}:{data}:{sorted(options.items())}"
     found = pn.state.as_cached(key, make_subject, model=model, data=data, **options)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def browser_page(

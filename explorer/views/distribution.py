@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 
 from explorer.errors import ExplorerError
@@ -86,7 +86,7 @@ class Distribution:
             self.pane.loading = True
             self.runner.start(self._steps(state.layer), self.show, lambda: None, self._failed)
 
-    def _steps(self, layer: str) -> object:
+    def _steps(self, layer: str) -> Callable[[], Iterator[Histogram]]:
         scheme = self.state.config.input
 
         def steps() -> Iterator[Histogram]:

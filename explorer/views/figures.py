@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from bokeh.models import (
-    BoxAnnotation,
     ColumnDataSource,
     CustomJSTickFormatter,
     FixedTicker,
@@ -12,6 +13,7 @@ from bokeh.models import (
     NumeralTickFormatter,
     Range1d,
 )
+from bokeh.models.annotations import BoxAnnotation
 from bokeh.plotting import figure
 
 from explorer.study import Histogram
@@ -24,10 +26,10 @@ MOST_LINES = 1024
 STRIP = 0.06
 
 
-def plain(**options: object) -> figure:
+def plain(**options: Any) -> Any:
     """An empty figure in the page's style."""
+    options.setdefault("sizing_mode", "stretch_both")
     plot = figure(
-        sizing_mode="stretch_both",
         toolbar_location=None,
         tools="",
         min_border=4,
@@ -98,10 +100,8 @@ class HistogramFigure:
         self.outline = ColumnDataSource({"x": [], "y": []})
         self.levels = ColumnDataSource({"x": [], "y0": [], "y1": []})
         self.clips = ColumnDataSource({"x": []})
-        self.x_range, self.y_range = Range1d(0, 1), Range1d(0, 1)
-        self.figure = plain(
-            x_range=self.x_range, y_range=self.y_range, x_axis_label="value", y_axis_label="count"
-        )
+        self.x_range, self.y_range = Range1d(), Range1d()
+        self.figure = plain(x_range=self.x_range, y_range=self.y_range, y_axis_label="count")
         self._draw()
         self.use_log(log)
 

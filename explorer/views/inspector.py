@@ -20,6 +20,9 @@ CSS = (
 .facts {{ color: var(--faint); margin-top: 2px; }}
 .title {{ font-size: 11px; font-weight: 700; letter-spacing: .06em; text-transform: uppercase; color: var(--faint); }}
 .refused {{ color: {theme.RANGE}; font-weight: 500; }}
+.help {{ color: var(--faint); font-size: 11.5px; line-height: 16px; border-top: 1px solid var(--line);
+  padding-top: 8px; }}
+.help b {{ color: var(--ink); font-weight: 500; }}
 .why {{ border-left: 3px solid {theme.SENSITIVE}; padding: 4px 8px; background: var(--wash); }}
 """
 )
@@ -41,11 +44,11 @@ class TensorControls:
         self.format = kit.select("format", choices.formats(), "int8", description=None)
         self.symmetric = kit.switch("symmetric", True, width=112)
         self.grain = kit.select("granularity", grains, "layer")
-        self.size = kit.whole("N", SIZE, start=1, width=84, sizing_mode="fixed")
+        self.size = kit.whole("N", SIZE, start=1, width=84)
         self.goal = kit.select("objective", list(OBJECTIVES), "minmax")
-        self.percent = kit.real("P", PERCENT, start=50, end=100, step=0.1, width=84, sizing_mode="fixed")
+        self.percent = kit.real("P", PERCENT, start=50, end=100, step=0.1, width=84)
         self.convention = kit.select("convention", choices.conventions(), "onnx")
-        self.mode = kit.select("mode", modes, "static", width=112, sizing_mode="fixed") if modes else None
+        self.mode = kit.select("mode", modes, "static", width=112) if modes else None
         self.refused = kit.html(css=CSS, visible=False)
         self.view = kit.column(*self._rows(), sizing_mode="stretch_width", css=":host { gap: 8px; }")
         self._watch()
@@ -91,7 +94,7 @@ class TensorControls:
     @property
     def scheme(self) -> TensorScheme:
         """The recipe's scheme for this tensor of the chosen layer."""
-        return getattr(self.state.config, self.tensor)  # type: ignore[no-any-return]
+        return getattr(self.state.config, self.tensor)
 
     def sync(self) -> None:
         """Show what the recipe says."""
@@ -105,7 +108,7 @@ class TensorControls:
     def _show(self, scheme: TensorScheme) -> None:
         self.format.value = scheme.format
         self.symmetric.value = scheme.symmetric
-        grain, _, size = scheme.granularity.partition(":")
+        size = scheme.granularity.partition(":")[2]
         self.grain.value = choices.granularity_family(scheme.granularity)
         if size:
             self.size.value = int(size)
@@ -137,13 +140,14 @@ class Inspector:
         self.reset = kit.button(
             "Reset to default", "restart_alt", variant="text", on_click=lambda *_: self._reset()
         )
+        self.help = kit.html(css=CSS, visible=False)
         self.actions = kit.row(self.apply, self.reset, css=":host { flex-wrap: wrap; }")
         self.view = kit.column(
-            self.head, self.why, self.weight.view, self.input.view, self.actions,
+            self.head, self.why, self.weight.view, self.input.view, self.actions, self.help,
             css=theme.CARD + ":host { padding: 10px 12px; gap: 10px; overflow-y: auto; }",
             css_classes=["place-inspector"],
         )  # fmt: skip
-        state.param.watch(lambda *_: self.refresh(), ["layer", "layers"])
+        state.param.watch(lambda *_: self.refresh(), ["layer", "layers", "tensor"])
         state.param.watch(lambda *_: self._label(), "marks")
         self.refresh()
         self._label()
@@ -176,6 +180,9 @@ class Inspector:
         if self._open:
             self.weight.sync()
             self.input.sync()
+            drawn = self.weight if self.state.tensor == "weight" else self.input
+            self.help.object = f'<div class="help">{help_of(drawn.scheme)}</div>'
+        self.help.visible = self._open
         self._label()
 
     def _apply(self) -> None:
@@ -196,9 +203,17 @@ def _has(text: object) -> bool:
     return isinstance(text, str)
 
 
-def help_of(field: str, name: str) -> str:
-    """The line of help of a table's entry."""
-    tables: dict[str, Any] = {
-        "format": FORMATS, "granularity": GRANULARITIES, "objective": OBJECTIVES, "convention": CONVENTIONS
-    }  # fmt: skip
-    return str(tables[field][name].help) if field in tables else MODES[name]
+def help_of(scheme: TensorScheme) -> str:
+    """The tables' own words on what a scheme uses, as HTML."""
+    names = [(scheme.format, FORMATS[scheme.format].help)]
+    if scheme.scaled:
+        grain = choices.granularity_family(scheme.granularity)
+        goal = choices.objective_family(scheme.objective)
+        names += [
+            (scheme.granularity, GRANULARITIES[grain].help),
+            (scheme.objective, OBJECTIVES[goal].help),
+            (scheme.convention, CONVENTIONS[scheme.convention].help),
+        ]
+    if scheme.mode != "static":
+        names.append((scheme.mode, MODES[scheme.mode]))
+    return "<br>".join(f"<b>{escape(name)}</b>: {escape(text)}" for name, text in names)

@@ -6,6 +6,7 @@ from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
+from panel_material_ui.template.base import Page
 
 Viewable = pn.viewable.Viewable
 Column = pn.Column
@@ -19,10 +20,16 @@ class LiveSlider(pn.widgets.FloatSlider):
     _debounce = 10
 
 
+def _fill(options: dict[str, Any]) -> None:
+    """No margin, and as wide as there is room unless a width is given."""
+    options.setdefault("margin", 0)
+    if "width" not in options:
+        options.setdefault("sizing_mode", "stretch_width")
+
+
 def html(text: str = "", css: str = "", **options: Any) -> pn.pane.HTML:
     """Markup of our own making; what comes from elsewhere has been escaped."""
-    options.setdefault("sizing_mode", "stretch_width")
-    options.setdefault("margin", 0)
+    _fill(options)
     return pn.pane.HTML(text, stylesheets=[css], **options)
 
 
@@ -42,8 +49,7 @@ def column(*items: Any, css: str = "", **options: Any) -> pn.Column:
 
 def row(*items: Any, css: str = "", **options: Any) -> pn.Row:
     """Items beside each other, centred on one line."""
-    options.setdefault("sizing_mode", "stretch_width")
-    options.setdefault("margin", 0)
+    _fill(options)
     for item in items:
         item.align = "center"
     return pn.Row(*items, stylesheets=[":host { gap: 6px; }" + css], **options)
@@ -56,8 +62,7 @@ def spacer() -> pn.Spacer:
 
 def select(label: str, options: Any, value: Any = None, **more: Any) -> pmui.Select:
     """A menu."""
-    more.setdefault("sizing_mode", "stretch_width")
-    more.setdefault("margin", 0)
+    _fill(more)
     return pmui.Select(label=label, options=options, value=value, size="small", **more)
 
 
@@ -69,21 +74,18 @@ def switch(label: str, value: bool = False, **more: Any) -> pmui.Switch:
 
 def whole(label: str, value: int, **more: Any) -> pmui.IntInput:
     """A field for a whole number."""
-    more.setdefault("margin", 0)
-    more.setdefault("sizing_mode", "stretch_width")
+    _fill(more)
     return pmui.IntInput(label=label, value=value, size="small", **more)
 
 
 def real(label: str, value: float, **more: Any) -> pmui.FloatInput:
     """A field for a number."""
-    more.setdefault("margin", 0)
-    more.setdefault("sizing_mode", "stretch_width")
+    _fill(more)
     return pmui.FloatInput(label=label, value=value, size="small", **more)
 
 
 def button(label: str, icon: str = "", **more: Any) -> pmui.Button:
-    """A button with words, as wide as they are."""
-    more.setdefault("width", None)
+    """A button with words."""
     more.setdefault("variant", "outlined")
     more.setdefault("margin", 0)
     return pmui.Button(label=label, icon=icon or None, size="small", **more)
@@ -103,15 +105,13 @@ def choice(options: Any, value: Any, label: str = "", **more: Any) -> pmui.Radio
 
 def progress(**more: Any) -> pmui.LinearProgress:
     """How far a computation is, 0 to 100."""
-    more.setdefault("sizing_mode", "stretch_width")
-    more.setdefault("margin", 0)
+    _fill(more)
     return pmui.LinearProgress(value=0, variant="determinate", **more)
 
 
 def alert(**more: Any) -> pmui.Alert:
     """A message that can be dismissed; hidden until there is one."""
-    more.setdefault("sizing_mode", "stretch_width")
-    more.setdefault("margin", 0)
+    _fill(more)
     return pmui.Alert(severity="error", closeable=True, visible=False, **more)
 
 
@@ -150,6 +150,6 @@ def table(frame: Any, **more: Any) -> pn.widgets.Tabulator:
     return pn.widgets.Tabulator(frame, **more)
 
 
-def page(**more: Any) -> pmui.Page:
+def page(**more: Any) -> Any:
     """The whole browser window."""
-    return pmui.Page(**more)
+    return Page(**more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,6 @@ from bokeh.models import (
     TapTool,
 )
 from bokeh.palettes import cividis
-from bokeh.plotting import figure
 
 from explorer.study import MEASURES
 from explorer.views import theme
@@ -51,10 +51,16 @@ def cell_text(value: float, measure: str) -> str:
         return points(value)
     if measure == "sqnr":
         return decibels(value).removesuffix(" dB")
-    return "< 1e-6" if 0 <= value < 1e-6 else f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.3g}"
+    return (
+        "< 1e-6"
+        if 0 <= value < 1e-6
+        else f"{value:.1e}".replace("e-0", "e-")
+        if abs(value) < 1e-3
+        else f"{value:.3g}"
+    )
 
 
-def rows_of(plot: figure, names: Sequence[str]) -> None:
+def rows_of(plot: Any, names: Sequence[str]) -> None:
     """One row for each layer, the first at the top, its name truncated from the left."""
     count = len(names)
     plot.y_range.update(start=count - 0.5, end=-0.5)
@@ -70,7 +76,7 @@ class Selecting:
         self._choose = choose
         self.band = ColumnDataSource({"y0": [], "y1": []})
 
-    def _row(self, plot: figure) -> None:
+    def _row(self, plot: Any) -> None:
         plot.hstrip(
             y0="y0", y1="y1", source=self.band, fill_color=theme.CHOSEN, fill_alpha=0.0,
             line_color=theme.CHOSEN, line_width=2,
@@ -101,8 +107,9 @@ class SensitivityFigure(Selecting):
         )
         self.mapper = LinearColorMapper(palette=PALETTE, low=0, high=1, nan_color="rgba(127,135,144,0.12)")
         self.figure = plain(
-            x_range=FactorRange(), y_range=Range1d(len(names) - 0.5, -0.5), x_axis_location="above"
-        )
+            x_range=FactorRange(), y_range=Range1d(), x_axis_location="above",
+            sizing_mode="stretch_width", height=ROW_HEIGHT * len(names) + 34,
+        )  # fmt: skip
         self._draw()
 
     def _draw(self) -> None:
@@ -136,7 +143,9 @@ class SensitivityFigure(Selecting):
         """Show what would be measured, all of it open."""
         cells = [(name, text) for name in self.names for text in formats]
         table = pd.DataFrame(cells, columns=["layer", "format"])
-        self.update(table.assign(measure="kl", value=math.nan, low=math.nan, high=math.nan, images=0, complete=True))
+        self.update(
+            table.assign(measure="kl", value=math.nan, low=math.nan, high=math.nan, images=0, complete=True)
+        )
 
     def update(self, table: pd.DataFrame) -> None:
         """Show a table of ``session.sensitivity``; cells without a value yet stay grey."""
@@ -178,8 +187,9 @@ class LayersFigure(Selecting):
         self.bars = ColumnDataSource({"row": [], "value": [], "text": [], "layer": [], "scheme": []})
         self.dots = ColumnDataSource({"row": [], "value": [], "layer": []})
         self.figure = plain(
-            x_range=Range1d(0, 60), y_range=Range1d(len(names) - 0.5, -0.5), x_axis_location="above",
+            x_range=Range1d(), y_range=Range1d(), x_axis_location="above",
             x_axis_label="SQNR, dB (more is better)",
+            sizing_mode="stretch_width", height=ROW_HEIGHT * len(names) + 50,
         )  # fmt: skip
         self._draw()
 
@@ -227,11 +237,6 @@ class LayersFigure(Selecting):
         }  # fmt: skip
 
 
-def height(count: int) -> int:
-    """Pixels that a figure with ``count`` rows needs."""
-    return ROW_HEIGHT * count + 34
-
-
 def describe(table: pd.DataFrame) -> str:
     """The finding in words: which layer suffers most, by format."""
     if table.empty or table["value"].isna().all():
@@ -240,6 +245,6 @@ def describe(table: pd.DataFrame) -> str:
     worse = MEASURES[measure].worse
     found: list[str] = []
     for name, part in table.dropna(subset=["value"]).groupby("format", sort=False):
-        worst = part.loc[(worse * part["value"]).idxmax()]
+        worst = part.iloc[int((worse * part["value"].to_numpy()).argmax())]
         found.append(f"{name}: {worst['layer']} ({cell_text(worst['value'], measure)})")
     return "most sensitive at " + ", ".join(found)

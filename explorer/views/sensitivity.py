@@ -11,7 +11,7 @@ import pandas as pd
 from explorer.errors import ExplorerError
 from explorer.study import MEASURES, TENSOR_CHOICES
 from explorer.views import choices, kit, theme
-from explorer.views.maps import LayersFigure, SensitivityFigure, describe, height
+from explorer.views.maps import LayersFigure, SensitivityFigure, describe
 from explorer.views.runs import Publisher, Runner
 from explorer.views.state import PageState
 
@@ -34,11 +34,11 @@ class SensitivityMap:
         self.runner = Runner("sensitivity", publisher)
         self.names = list(state.session.layer_names)
         self.plot = SensitivityFigure(self.names, self._choose)
-        self.measure = kit.select("measure", list(MEASURES), "kl", sizing_mode="fixed", width=92)
-        self.tensor = kit.select("tensor", list(TENSOR_CHOICES), "weight", sizing_mode="fixed", width=100)
+        self.measure = kit.select("measure", list(MEASURES), "kl", width=92)
+        self.tensor = kit.select("tensor", list(TENSOR_CHOICES), "weight", width=100)
         self.start = kit.button("Measure sensitivity", "play_arrow", on_click=lambda *_: self.toggle())
         self.words = kit.html(css=CSS, min_height=18)
-        self.pane = kit.bokeh(self.plot.figure, sizing_mode="stretch_width", height=height(len(self.names)))
+        self.pane = kit.bokeh(self.plot.figure, sizing_mode="stretch_width")
         publisher.panes.append(self.pane)
         self.running = False
         self.view = kit.column(
@@ -109,7 +109,7 @@ class LayerBars:
         self.state = state
         names = list(state.session.layer_names)
         self.plot = LayersFigure(names, self._choose)
-        self.pane = kit.bokeh(self.plot.figure, sizing_mode="stretch_width", height=height(len(names)) + 16)
+        self.pane = kit.bokeh(self.plot.figure, sizing_mode="stretch_width")
         publisher.panes.append(self.pane)
         key = (
             f'<span style="color:{theme.AFTER}">\N{BLACK SQUARE}</span> weight &nbsp; '

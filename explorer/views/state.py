@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import pandas as pd
 import param
 
 from explorer.cost import Cost, cost
@@ -22,20 +21,15 @@ class PageState(param.Parameterized):
     that came with it and is stale when the session has moved on.
     """
 
-    layer: str = param.String(doc="the chosen layer")
-    tensor: str = param.Selector(
+    layer: Any = param.String(doc="the chosen layer's name")
+    tensor: Any = param.Selector(
         default="weight", objects=["weight", "input"], doc="the tensor that is drawn"
     )
-    marks: frozenset[str] = param.ClassSelector(
-        default=frozenset(), class_=frozenset, doc="layers for bulk edits"
-    )
-    layers: pd.DataFrame = param.DataFrame(doc="session.layers() of the present recipe")
-    evaluation: Evaluation | None = param.ClassSelector(default=None, class_=Evaluation, allow_None=True)
-    evaluation_revision: int = param.Integer(default=-1, doc="the revision that the evaluation belongs to")
-    job: str = param.String(default="", doc="what runs, in words; empty when nothing does")
-    done: int = param.Integer(default=0, doc="percent of the job")
-    status: str = param.String(default="", doc="the status line")
-    problem: str = param.String(default="", doc="the latest refusal, in a sentence")
+    marks: Any = param.ClassSelector(default=frozenset(), class_=frozenset, doc="layers for bulk edits")
+    layers: Any = param.DataFrame(doc="session.layers() of the present recipe")
+    evaluation: Any = param.ClassSelector(default=None, class_=Evaluation, doc="the latest, or None")
+    evaluation_revision: Any = param.Integer(default=-1, doc="the revision that the evaluation belongs to")
+    problem: Any = param.String(default="", doc="the latest refusal, in a sentence")
 
     def __init__(self, session: Session, **values: Any) -> None:
         super().__init__(**values)
@@ -43,8 +37,8 @@ class PageState(param.Parameterized):
         self.layers = session.layers()
         quantizable = self.layers[self.layers["quantizable"]]
         if len(quantizable):
-            worst = quantizable["weight_sqnr_db"].astype(float).fillna(float("inf")).idxmin()
-            self.layer = str(quantizable.loc[worst, "name"])
+            noise = quantizable["weight_sqnr_db"].astype(float).fillna(float("inf")).to_numpy()
+            self.layer = str(quantizable["name"].iloc[int(noise.argmin())])
 
     @property
     def stale(self) -> bool:

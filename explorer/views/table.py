@@ -23,12 +23,12 @@ FIELDS: dict[str, tuple[str, str]] = {
 }
 TITLES = {
     "mark": "\N{BALLOT BOX WITH CHECK}", "name": "layer", "w_format": "weight", "w_grain": "granularity",
-    "w_goal": "objective", "w_sym": "sym", "a_format": "input", "a_mode": "mode", "sqnr": "SQNR dB",
+    "w_goal": "objective", "w_sym": "sym", "a_format": "input", "a_mode": "mode", "sqnr": "dB",
     "size": "kB", "op": "op", "shape": "shape",
 }  # fmt: skip
 WIDTHS = {
-    "mark": 28, "name": 108, "w_format": 50, "w_grain": 88, "w_goal": 74, "w_sym": 36, "a_format": 46, "a_mode": 56,
-    "sqnr": 58, "size": 52, "op": 52, "shape": 80,
+    "mark": 26, "name": 104, "w_format": 48, "w_grain": 82, "w_goal": 66, "w_sym": 32, "a_format": 46, "a_mode": 52,
+    "sqnr": 54, "size": 50, "op": 52, "shape": 80,
 }  # fmt: skip
 TIPS = {
     "mark": "marked layers are edited together in the inspector",
@@ -88,7 +88,7 @@ class LayerTable:
         self.state = state
         self.names = [str(name) for name in state.layers["name"]]
         self.reasons = dict(zip(state.layers["name"], state.layers["reason"], strict=True))
-        self.table = kit.table(
+        self.table: Any = kit.table(
             frame(state)[list(TITLES)],
             titles=TITLES,
             widths=WIDTHS,
@@ -102,16 +102,15 @@ class LayerTable:
             theme="simple",
             stylesheets=[theme.TABLE],
             frozen_columns=["mark", "name"],
-            configuration={"rowHeight": 26, "columnDefaults": {"tooltip": True, "headerSort": True}},
+            configuration={"rowHeight": 26, "columnDefaults": {"minWidth": 24}},
         )
         self.table.style.apply(self._grey, axis=1)
         self.table.on_click(self._clicked)
         self.table.on_edit(self._edited)
-        self.count = kit.html(css=theme.LABEL, sizing_mode="fixed", width=84, height=18)
+        self.count = kit.html(css=theme.LABEL, width=84, height=18)
         self.view = kit.column(self._chips(), self.table, css=theme.CARD, css_classes=["place-table"])
         state.param.watch(lambda *_: self.refresh(), ["layers", "marks"])
-        state.param.watch(lambda *_: self._select(), "layer")
-        self._select()
+        state.param.watch(lambda *_: self.select(), "layer")
         self._count()
 
     def _editors(self) -> dict[str, Any]:
@@ -145,7 +144,7 @@ class LayerTable:
             return kit.button(label, variant="text", description=tip, on_click=mark)
 
         return kit.row(
-            kit.html("Mark", css=theme.LABEL, sizing_mode="fixed", width=38),
+            kit.html("Mark", css=theme.LABEL, width=38),
             chip("All", "mark all layers", lambda: self.names),
             chip("None", "mark no layer", list),
             chip("Same op", "mark the layers of the chosen one's kind", self._alike),
@@ -176,7 +175,8 @@ class LayerTable:
         # Whatever became of it: the cell shows the recipe again.
         self.refresh(force=event.row)
 
-    def _select(self) -> None:
+    def select(self) -> None:
+        """Show which layer is chosen; before the table is drawn it would be forgotten."""
         if self.state.layer in self.names:
             self.table.selection = [self.names.index(self.state.layer)]
 

@@ -39,7 +39,12 @@ BAR = {
         "borderColor": "divider",
         "backgroundImage": "none",
     },
-    "& .MuiToolbar-root.MuiToolbar-root": {"minHeight": "52px", "height": "52px", "margin": "0", "padding": "0 12px"},
+    "& .MuiToolbar-root.MuiToolbar-root": {
+        "minHeight": "52px",
+        "height": "52px",
+        "margin": "0",
+        "padding": "0 12px",
+    },
     "& .MuiAppBar-root .title": {"fontSize": "1.05rem", "fontWeight": 600, "color": "text.primary"},
     "& main.main": {"backgroundColor": "background.default"},
 }
@@ -90,31 +95,44 @@ TABLE = (
 .pnx-tabulator.tabulator.tabulator.tabulator {
   font-size: 12px; border: none; background: transparent; color: var(--ink);
   .tabulator-header { background: var(--wash); color: var(--faint); border-bottom: 1px solid var(--line); }
-  .tabulator-header .tabulator-col { background: transparent; border-right: none; font-weight: 500; height: 28px !important;
-    min-height: 28px; }
+  .tabulator-header .tabulator-col { background: transparent; border-right: none; font-weight: 500;
+    height: 28px !important; min-height: 28px; }
   .tabulator-header .tabulator-headers { background: transparent; height: 28px; min-height: 28px; }
   .tabulator-header .tabulator-col .tabulator-col-content { padding: 6px 5px; }
   .tabulator-header .tabulator-col .tabulator-col-content .tabulator-col-title { padding-right: 0; font-size: 11.5px;
     white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
   .tabulator-header .tabulator-col .tabulator-col-sorter { display: none; }
-  .tabulator-row { min-height: 26px; background: transparent; border: none; border-bottom: 1px solid var(--wash); }
-  .tabulator-row .tabulator-cell { padding: 4px 5px; height: 26px; min-height: 26px; border-right: none; font-size: 12px;
-    line-height: 18px; }
+  .tabulator-row, .tabulator-row.tabulator-row-even {
+    min-height: 26px; background: transparent; border: none; border-bottom: 1px solid var(--wash); }
+  .tabulator-row .tabulator-cell { padding: 4px 5px; height: 26px; min-height: 26px; border-right: none;
+    font-size: 12px; line-height: 18px; }
   .tabulator-row .tabulator-frozen { border-right: none; background: var(--card); }
-  .tabulator-row:hover, .tabulator-row:hover .tabulator-frozen { background: var(--wash); }
-  .tabulator-row.tabulator-selected, .tabulator-row.tabulator-selected .tabulator-frozen {
+  .tabulator-row:hover, .tabulator-row:hover .tabulator-frozen {
+    background: color-mix(in srgb, #CC79A7 10%, var(--card)); }
+  .tabulator-row.tabulator-selected, .tabulator-row.tabulator-selected:hover,
+  .tabulator-row.tabulator-selected .tabulator-frozen, .tabulator-row.tabulator-selected .tabulator-cell {
     background: color-mix(in srgb, #CC79A7 30%, var(--card)); color: var(--ink); }
-  .tabulator-cell[tabulator-field="name"] { direction: rtl; text-align: left !important; font-weight: 500; }
-  .tabulator-cell[tabulator-field="name"]::before, .tabulator-cell[tabulator-field="name"]::after {
-    content: "\\200e"; display: inline; height: auto; width: 0; }
+  .tabulator-cell[tabulator-field="name"] > div { direction: rtl; font-weight: 500; overflow: hidden;
+    text-overflow: ellipsis; }
+  .tabulator-cell[tabulator-field="name"] > div::before, .tabulator-cell[tabulator-field="name"] > div::after {
+    content: "\\200e"; }
   .tabulator-cell[tabulator-field="mark"] { cursor: pointer; font-size: 15px; padding: 3px 4px; }
   .tabulator-cell.tabulator-editable { cursor: pointer; }
   .tabulator-cell.tabulator-editing { padding: 0 4px; border: 1px solid var(--panel-primary-color, #0072B2); }
   .tabulator-cell.tabulator-editing input { font-size: 12px; }
+  .tabulator-row.tabulator-selected .tabulator-cell.tabulator-editing { background: var(--card); }
   .tabulator-tableholder, .tabulator-tableholder .tabulator-table { background: transparent; color: var(--ink); }
 }
+.tabulator-edit-list.tabulator-edit-list { min-width: 96px; max-height: 320px; font-size: 12px; border-radius: 4px;
+  background: var(--card); border: 1px solid var(--line); box-shadow: 0 4px 14px rgb(0 0 0 / 25%); }
+.tabulator-edit-list.tabulator-edit-list .tabulator-edit-list-item { padding: 3px 8px; font-size: 12px;
+  color: var(--ink); }
+.tabulator-edit-list.tabulator-edit-list .tabulator-edit-list-item.active,
+.tabulator-edit-list.tabulator-edit-list .tabulator-edit-list-item:hover {
+  background: color-mix(in srgb, #CC79A7 30%, var(--card)); color: var(--ink); border: none; }
 """
 )
+
 
 LABEL = (
     TOKENS

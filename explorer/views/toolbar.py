@@ -32,14 +32,12 @@ class Toolbar:
     def __init__(self, state: PageState) -> None:
         self.state = state
         self._quiet = False
-        self.preset = kit.select("recipe", self._options(), None, sizing_mode="fixed", width=150)
+        self.preset = kit.select("recipe", self._options(), None, width=150)
         self.undo = kit.icon("undo", "Undo", on_click=lambda *_: state.session.undo())
         self.redo = kit.icon("redo", "Redo", on_click=lambda *_: state.session.redo())
-        self.save = kit.download("Recipe", "recipe.yaml", lambda: StringIO(state.session.recipe.to_yaml()))
-        self.load = kit.upload("Load recipe", ".yaml,.yml,.json")
-        self.view = kit.row(
-            self.preset, self.undo, self.redo, self.save, self.load, sizing_mode="fixed", width=500, height=44
-        )
+        self.save = kit.download("Save", "recipe.yaml", lambda: StringIO(state.session.recipe.to_yaml()))
+        self.load = kit.upload("Load", ".yaml,.yml,.json")
+        self.view = kit.row(self.preset, self.undo, self.redo, self.save, self.load, width=430, height=44)
         self.preset.param.watch(self._picked, "value")
         self.load.param.watch(self._loaded, "value")
         state.param.watch(lambda *_: self.refresh(), "layers")
