@@ -248,12 +248,17 @@ class Line:
         """This line with the other's settings on top."""
         return Line(
             self.pattern,
-            tuple({**dict(self.weight), **dict(other.weight)}.items()),
-            tuple({**dict(self.input), **dict(other.input)}.items()),
+            _ordered({**dict(self.weight), **dict(other.weight)}),
+            _ordered({**dict(self.input), **dict(other.input)}),
         )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return {tensor: dict(getattr(self, tensor)) for tensor in TENSORS if getattr(self, tensor)}
+
+
+def _ordered(settings: Mapping[str, Any]) -> Settings:
+    """The settings in the order of the fields, so that equal lines are equal values."""
+    return tuple((name, settings[name]) for name in FIELDS if name in settings)
 
 
 @lru_cache(maxsize=4096)
@@ -286,18 +291,20 @@ def _settings(given: Mapping[str, Any] | TensorScheme | None, place: str) -> Set
     if given is None:
         return ()
     if isinstance(given, TensorScheme):
-        return tuple(given.to_dict().items())
+        return tuple((name, getattr(given, name)) for name in FIELDS)
     if not isinstance(given, Mapping):
         raise RecipeError(f"{place}: expected fields such as {{format: int8}}, not {given!r}.")
+    found: dict[str, Any] = {}
     for key, value in given.items():
         if key not in FIELDS:
             raise RecipeError(f"{place}: {unknown('field', key, FIELDS)}")
         try:
             # Each value by itself; whether they go together is known once the defaults are filled in.
-            TensorScheme(**{"format": "int8", "granularity": "layer", key: value})
+            scheme = TensorScheme(**{"format": "int8", "granularity": "layer", key: value})
         except SchemeError as error:
             raise RecipeError(f"{place}.{key}: {error}") from None
-    return tuple((str(key), value) for key, value in given.items())
+        found[key] = getattr(scheme, key)
+    return _ordered(found)
 
 
 def _apply(config: LayerConfig, line: Line) -> LayerConfig:
@@ -321,6 +328,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         # Each line must make sense on top of the default, whichever other lines match as well.
+        patterns = [line.pattern for line in self.layers]
+        twice = next((pattern for pattern in patterns if patterns.count(pattern) > 1), None)
+        if twice is not None:
+            raise RecipeError(f"layers: {twice!r} stands twice; a file could hold only one of them.")
         for line in self.layers:
             try:
                 _apply(self.default, line)
@@ -497,18 +508,17 @@ class Recipe:
                 f"A recipe of {len(text):,} characters is too long; {LONGEST_FILE:,} are read at most."
             )
         try:
-            # An alias can make a short file stand for an endless one.
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-                raise RecipeError("A recipe may not use YAML aliases (*name); write the fields out.")
+            _check_events(text)
             node = yaml.compose(text, yaml.SafeLoader)
             data = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            if isinstance(error, RecipeError):
-                raise
+        except RecipeError:
+            raise
+        # A value that is not of the type that its tag names fails in PyYAML in any of these ways.
+        except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
             mark = getattr(error, "problem_mark", None)
             where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-            problem = getattr(error, "problem", None) or str(error) or "nested too deeply"
-            raise RecipeError(f"The recipe is not YAML: {where}{problem}.") from None
+            problem = getattr(error, "problem", None) or str(error)
+            raise RecipeError(f"The recipe is not YAML: {where}{' '.join(problem.split())}.") from None
         return _from_data(data, _marks(node))
 
     @staticmethod
@@ -523,14 +533,44 @@ class Recipe:
                 f"A recipe of {len(text):,} characters is too long; {LONGEST_FILE:,} are read at most."
             )
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=_once)
+        except RecipeError:
+            raise
         except json.JSONDecodeError as error:
             raise RecipeError(
                 f"The recipe is not JSON: line {error.lineno}, column {error.colno}: {error.msg}."
             ) from None
+        except ValueError as error:
+            raise RecipeError(f"The recipe is not JSON that can be read: {error}.") from None
         except RecursionError:
             raise RecipeError("The recipe is nested too deeply.") from None
         return _from_data(data, {})
+
+
+# Recipe files are nested four deep; PyYAML takes quadratic time over deeper and deeper ones.
+_DEEPEST = 16
+
+
+def _check_events(text: str) -> None:
+    """Refuse YAML that would take long to read."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        # An alias can make a short file stand for an endless one.
+        if isinstance(event, yaml.AliasEvent):
+            raise RecipeError("A recipe may not use YAML aliases (*name); write the fields out.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise RecipeError("The recipe is nested too deeply.")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names all differ."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise RecipeError(f"recipe: {name!r} stands twice.")
+        found[name] = value
+    return found
 
 
 def _overlap(a: Line, b: Line) -> bool:
@@ -576,13 +616,13 @@ def _from_data(data: Any, marks: dict[Place, int]) -> Recipe:
         return value
 
     def settings(value: Any, *place: str) -> Settings:
-        fields_ = mapping(value, FIELDS, *place)
-        for key, item in fields_.items():
+        found: dict[str, Any] = {}
+        for key, item in mapping(value, FIELDS, *place).items():
             try:
-                _settings({key: item}, "")
+                found.update(_settings({key: item}, ""))
             except SchemeError as error:
                 raise RecipeError(f"{at(*place, key)}: {str(error).split(': ', 1)[-1]}") from None
-        return tuple(fields_.items())
+        return _ordered(found)
 
     top = mapping(data, ("version", "default", "layers"))
     if not top:
