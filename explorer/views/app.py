@@ -17,7 +17,7 @@ from explorer.views.distribution import Distribution
 from explorer.views.inspector import Inspector
 from explorer.views.runs import Publisher, Runner
 from explorer.views.score import ScoreStrip
-from explorer.views.sensitivity import LayerBars, SensitivityMap
+from explorer.views.sensitivity import IMAGES, LayerBars, SensitivityMap
 from explorer.views.state import PageState
 from explorer.views.table import LayerTable
 from explorer.views.toolbar import Toolbar
@@ -42,7 +42,7 @@ class Page:
         self.score = ScoreStrip(self.state)
         self.table = LayerTable(self.state)
         self.distribution = Distribution(self.state, self.publisher)
-        self.map = SensitivityMap(self.state, self.publisher)
+        self.map = SensitivityMap(self.state, self.publisher, min(images or IMAGES, IMAGES))
         self.bars = LayerBars(self.state, self.publisher)
         self.inspector = Inspector(self.state)
         self.started = time.monotonic()
@@ -86,10 +86,8 @@ class Page:
         # What is not in sight is not on the page: a figure without a size would keep it from being ready.
         pick.param.watch(lambda event: setattr(shown, "objects", [views[event.new]]), "value")
         head = kit.row(pick, height=42, styles={"padding": "4px 8px 0"})
-        lower = kit.column(head, shown, css=theme.CARD)
-        return kit.column(
-            self.distribution.view, lower, css=":host { gap: 8px; }", css_classes=["place-centre"]
-        )
+        lower = kit.column(head, shown, css=theme.CARD, margin=(8, 0, 0, 0))
+        return kit.column(self.distribution.view, lower, css=theme.HALVES, css_classes=["place-centre"])
 
     def _body(self, height: str) -> Any:
         grid = kit.column(
@@ -104,7 +102,7 @@ class Page:
         """The page for a browser window."""
         return kit.page(
             title=TITLE,
-            header=[kit.row(self._name(), kit.spacer(), self.toolbar.view, height=48)],
+            header=[kit.row(self._name(), self.toolbar.view, height=48)],
             main=[self._body("calc(100vh - 52px)")],
             theme_config=theme.THEME,
             sx=theme.BAR,
@@ -113,12 +111,13 @@ class Page:
 
     def cell(self) -> Any:
         """The same page for a notebook's cell."""
-        top = kit.row(self._name(), kit.spacer(), self.toolbar.view, styles={"padding": "0 8px"})
+        top = kit.row(self._name(), self.toolbar.view, styles={"padding": "0 8px"})
         return kit.column(top, self._body("860px"), sizing_mode="stretch_width")
 
     def _name(self) -> Any:
         text = f"{escape(self.session.model_name)} · {escape(self.session.data_name)}"
-        return kit.html(text, css=theme.LABEL, width=360, height=18, styles={"margin-left": "14px"})
+        css = theme.LABEL + ":host { white-space: nowrap; overflow: hidden; }"
+        return kit.html(text, css=css, height=18, styles={"margin-left": "14px"})
 
     def _begin(self) -> None:
         self.table.select()

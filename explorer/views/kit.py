@@ -44,7 +44,12 @@ def column(*items: Any, css: str = "", **options: Any) -> pn.Column:
     """Items below each other."""
     options.setdefault("sizing_mode", "stretch_both")
     options.setdefault("margin", 0)
-    return pn.Column(*items, stylesheets=[css], **options)
+    return pn.Column(*items, stylesheets=[":host { min-height: 0; min-width: 0; }" + css], **options)
+
+
+def scrolled(*items: Any) -> pn.Column:
+    """Items below each other that scroll where there is not enough room for them."""
+    return column(*items, css=":host { flex: 1 1 0 !important; overflow-y: auto; }")
 
 
 def row(*items: Any, css: str = "", **options: Any) -> pn.Row:

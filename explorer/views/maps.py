@@ -108,7 +108,7 @@ class SensitivityFigure(Selecting):
         self.mapper = LinearColorMapper(palette=PALETTE, low=0, high=1, nan_color="rgba(127,135,144,0.12)")
         self.figure = plain(
             x_range=FactorRange(), y_range=Range1d(), x_axis_location="above",
-            sizing_mode="stretch_width", height=ROW_HEIGHT * len(names) + 34,
+            sizing_mode="stretch_width", min_height=ROW_HEIGHT * len(names) + 34,
         )  # fmt: skip
         self._draw()
 
@@ -189,7 +189,7 @@ class LayersFigure(Selecting):
         self.figure = plain(
             x_range=Range1d(), y_range=Range1d(), x_axis_location="above",
             x_axis_label="SQNR, dB (more is better)",
-            sizing_mode="stretch_width", height=ROW_HEIGHT * len(names) + 50,
+            sizing_mode="stretch_width", min_height=ROW_HEIGHT * len(names) + 50,
         )  # fmt: skip
         self._draw()
 

@@ -38,13 +38,15 @@ class SensitivityMap:
         self.tensor = kit.select("tensor", list(TENSOR_CHOICES), "weight", width=100)
         self.start = kit.button("Measure sensitivity", "play_arrow", on_click=lambda *_: self.toggle())
         self.words = kit.html(css=CSS, min_height=18)
-        self.pane = kit.bokeh(self.plot.figure, sizing_mode="stretch_width")
+        self.pane: Any = kit.bokeh(
+            self.plot.figure, sizing_mode="stretch_width", height=self.plot.figure.min_height
+        )
         publisher.panes.append(self.pane)
         self.running = False
         self.view = kit.column(
             kit.row(self.start, self.measure, self.tensor, kit.spacer(), height=52),
             self.words,
-            kit.column(self.pane, scroll="y"),
+            kit.scrolled(self.pane),
             styles={"padding": "0 10px"},
         )
         self.plot.blank(self._formats())
@@ -109,7 +111,9 @@ class LayerBars:
         self.state = state
         names = list(state.session.layer_names)
         self.plot = LayersFigure(names, self._choose)
-        self.pane = kit.bokeh(self.plot.figure, sizing_mode="stretch_width")
+        self.pane: Any = kit.bokeh(
+            self.plot.figure, sizing_mode="stretch_width", height=self.plot.figure.min_height
+        )
         publisher.panes.append(self.pane)
         key = (
             f'<span style="color:{theme.AFTER}">\N{BLACK SQUARE}</span> weight &nbsp; '
@@ -117,7 +121,7 @@ class LayerBars:
         )
         self.view = kit.column(
             kit.html(key, css=CSS, styles={"padding": "6px 2px 0"}, height=26),
-            kit.column(self.pane, scroll="y"),
+            kit.scrolled(self.pane),
             styles={"padding": "0 10px"},
         )
         state.param.watch(lambda *_: self.refresh(), ["layers", "evaluation"])

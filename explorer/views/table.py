@@ -23,7 +23,7 @@ FIELDS: dict[str, tuple[str, str]] = {
 }
 TITLES = {
     "mark": "\N{BALLOT BOX WITH CHECK}", "name": "layer", "w_format": "weight", "w_grain": "granularity",
-    "w_goal": "objective", "w_sym": "sym", "a_format": "input", "a_mode": "mode", "sqnr": "dB",
+    "w_goal": "objective", "w_sym": "sym", "a_format": "input", "a_mode": "mode", "sqnr": "SQNR",
     "size": "kB", "op": "op", "shape": "shape",
 }  # fmt: skip
 WIDTHS = {
@@ -104,7 +104,8 @@ class LayerTable:
             frozen_columns=["mark", "name"],
             configuration={"rowHeight": 26, "columnDefaults": {"minWidth": 24}},
         )
-        self.table.style.apply(self._grey, axis=1)
+        styler: Any = self.table.style
+        styler.apply(self._grey, axis=1)
         self.table.on_click(self._clicked)
         self.table.on_edit(self._edited)
         self.count = kit.html(css=theme.LABEL, width=84, height=18)

@@ -75,18 +75,21 @@ CARD = (
 FRAME = TOKENS + ":host { container-type: inline-size; }"
 GRID = """
 :host {
-  display: grid !important; gap: 8px; min-height: 0;
+  display: grid !important; gap: 8px; min-height: 0; flex: 1 1 0 !important;
   grid-template-columns: minmax(420px, 47fr) minmax(380px, 35fr) 292px;
   grid-template-rows: minmax(0, 1fr);
 }
 @container (max-width: 1180px) {
-  :host { grid-template-columns: minmax(0, 1fr) 292px; grid-template-rows: auto auto; height: auto !important; }
-  .place-table { grid-column: 1 / -1; height: 330px !important; }
-  .place-centre { height: 760px !important; }
+  :host { grid-template-columns: minmax(0, 1fr) 292px; grid-template-rows: 330px 700px; flex: 0 0 auto !important; }
+  .place-table { grid-column: 1 / -1; }
 }
-@container (max-width: 760px) {
-  :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: auto; }
+@container (max-width: 700px) {
+  :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: 330px 760px auto; }
 }
+"""
+HALVES = """
+:host { display: grid !important; min-height: 0;
+  grid-template-rows: minmax(0, 46fr) minmax(0, 54fr); grid-template-columns: minmax(0, 1fr); }
 """
 
 TABLE = (
@@ -101,6 +104,8 @@ TABLE = (
   .tabulator-header .tabulator-col .tabulator-col-content { padding: 6px 5px; }
   .tabulator-header .tabulator-col .tabulator-col-content .tabulator-col-title { padding-right: 0; font-size: 11.5px;
     white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+  .tabulator-col[tabulator-field="sqnr"] .tabulator-col-title { text-align: right; }
+  .tabulator-col[tabulator-field="size"] .tabulator-col-title { text-align: right; }
   .tabulator-header .tabulator-col .tabulator-col-sorter { display: none; }
   .tabulator-row, .tabulator-row.tabulator-row-even {
     min-height: 26px; background: transparent; border: none; border-bottom: 1px solid var(--wash); }

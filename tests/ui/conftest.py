@@ -1,0 +1,138 @@
+"""A browser, servers to look at, and the rule that no page asks another host or fails in silence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+ROOT = Path(__file__).parents[2]
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run", "--disable-quic",
+]  # fmt: skip
+HERE = {"127.0.0.1", "localhost"}
+LONG = 90_000
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment() -> dict[str, str]:
+    """The surroundings without what would change where Panel takes its files from."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BOKEH_", "PANEL_"))}
+    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise AssertionError(f"The server ended with {process.returncode}:\n{log.read_text()[-3000:]}")
+        try:
+            urllib.request.urlopen(url, timeout=60).close()
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    raise AssertionError(f"Nothing answers at {url}:\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """Start a server process, ended when the tests are over; gives its log."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str], url: str, cwd: Path = ROOT, **more: str) -> Path:
+        log = tmp_path_factory.mktemp("server") / "log.txt"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, cwd=cwd, env={**environment(), **more}, stdout=out, stderr=subprocess.STDOUT
+            )
+        started.append(process)
+        wait_until_up(url, process, log)
+        return log
+
+    yield start
+    for process in started:
+        process.terminate()
+    for process in started:
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def server(launch: Callable[..., Path]) -> str:
+    """The page of a small network on a few images, as ``python -m explorer serve`` serves it."""
+    port = free_port()
+    code = f"from explorer.views.app import serve; serve('fashion-lenet5', port={port}, show=False, images=600)"
+    launch([sys.executable, "-c", code], f"http://127.0.0.1:{port}/")
+    return f"http://127.0.0.1:{port}/"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[object]:
+    """One browser for all tests."""
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not path:
+        pytest.skip("Chromium is neither on the path nor named by the environment variable CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(chromium: object) -> Iterator[Callable[[], object]]:
+    """Open pages of separate browser sessions; afterwards none may have failed or asked another host."""
+    contexts, outside, errors = [], [], []
+
+    def asked(request: object) -> None:
+        url = urlparse(request.url)
+        if url.scheme in ("http", "https", "ws", "wss") and url.hostname not in HERE:
+            outside.append(request.url)
+
+    def open_page() -> object:
+        context = chromium.new_context(viewport={"width": 1440, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(LONG)
+        page.on("request", asked)
+        page.on("websocket", lambda socket: asked(socket))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not outside, f"other hosts were asked: {outside[:5]}"
+    assert not errors, f"errors in the page: {errors[:3]}"
+
+
+@pytest.fixture
+def open_page(new_page: Callable[[], object], server: str) -> Callable[[], object]:
+    """Open the small network's page and wait until it is evaluated."""
+
+    def go() -> object:
+        page = new_page()
+        page.goto(server)
+        page.get_by_text("Evaluated on 600 images").wait_for()
+        return page
+
+    return go

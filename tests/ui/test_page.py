@@ -1,0 +1,163 @@
+"""The page in a real browser: what a user does, and what must move."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("playwright.sync_api")
+
+from playwright.sync_api import Locator, expect
+
+from explorer.errors import JobError
+from explorer.recipe import Recipe
+
+from .conftest import LONG, free_port
+
+pytestmark = pytest.mark.browser
+expect.set_options(timeout=30_000)
+
+
+def cell(page: Any, row: int, field: str) -> Locator:
+    return page.locator(f'.tabulator-row >> nth={row} >> [tabulator-field="{field}"]')
+
+
+def card(page: Any, name: str) -> Locator:
+    return page.locator(".card", has=page.locator(".name", has_text=name))
+
+
+def caption(page: Any) -> Locator:
+    return page.locator(".caption")
+
+
+def pick(page: Any, row: int, field: str, value: str) -> None:
+    """Choose from a cell's menu, as a user does."""
+    cell(page, row, field).click()
+    page.locator(".tabulator-edit-list-item").get_by_text(value, exact=True).click()
+
+
+def choose(page: Any, label: str, value: str, which: int = 0) -> None:
+    """Choose from a menu of the inspector; ``which`` 0 is the weight's, 1 the input's."""
+    page.get_by_role("combobox", name=label).nth(which).click()
+    page.get_by_role("option", name=value, exact=True).click()
+
+
+def drawn(page: Any) -> list[float]:
+    """The counts after quantization that the histogram holds in the browser."""
+    return page.evaluate(
+        """() => {
+            for (const model of Bokeh.documents[0]._all_models.values())
+                if (model.type === "ColumnDataSource" && model.data.after) return Array.from(model.data.after)
+        }"""
+    )
+
+
+def test_the_app_comes_up(launch: Callable[..., Path], new_page: Callable[[], Any]) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/main"
+    launch(
+        [sys.executable, "-m", "panel", "serve", "apps/main.py", "--port", str(port), "--address", "127.0.0.1"],
+        f"http://127.0.0.1:{port}/",
+    )
+    page = new_page()
+    page.goto(url)
+    expect(page.locator(".bk-Canvas").first).to_be_visible(timeout=LONG)
+    expect(page.locator(".tabulator-row").first).to_be_visible()
+    expect(card(page, "Top-1")).to_contain_text("%", timeout=LONG)
+    height = page.evaluate("[document.documentElement.scrollHeight, window.innerHeight]")
+    assert height[0] <= height[1], "the page scrolls at 1440 x 900"
+
+
+def test_a_new_format_moves_histogram_size_and_accuracy(open_page: Callable[[], Any]) -> None:
+    page = open_page()
+    cell(page, 2, "name").click()
+    expect(page.locator(".head")).to_have_text("ip1")
+    before, size = drawn(page), card(page, "Size").inner_text()
+    accuracy = card(page, "Difference").inner_text()
+    pick(page, 2, "w_format", "int2")
+    expect(caption(page)).to_contain_text("int2 channel sym minmax")
+    expect(card(page, "Size")).not_to_have_text(re.compile(re.escape(size.split("\n")[1])))
+    assert drawn(page) != before
+    expect(cell(page, 2, "w_format")).to_have_text("int2")
+    page.get_by_text("Evaluated on 600 images").wait_for()
+    expect(card(page, "Difference")).not_to_contain_text("stale")
+    assert card(page, "Difference").inner_text() != accuracy
+    page.get_by_role("button", name="Undo").click()
+    expect(caption(page)).to_contain_text("int8 channel sym minmax")
+    expect(cell(page, 2, "w_format")).to_have_text("int8")
+
+
+def test_a_refused_scheme_says_why_and_changes_nothing(open_page: Callable[[], Any]) -> None:
+    page = open_page()
+    choose(page, "mode", "dynamic")
+    expect(cell(page, 1, "a_mode")).to_have_text("dynamic")
+    expect(page.get_by_role("combobox", name="objective").nth(1)).to_have_text("minmax")
+    choose(page, "objective", "kl", which=1)
+    expect(page.get_by_role("alert").filter(has_text="Dynamic ranges")).to_be_visible()
+    expect(page.get_by_role("combobox", name="objective").nth(1)).to_have_text("minmax")
+    expect(cell(page, 1, "a_mode")).to_have_text("dynamic")
+
+
+def test_marked_layers_are_edited_together(open_page: Callable[[], Any]) -> None:
+    page = open_page()
+    page.get_by_role("button", name="All", exact=True).click()
+    expect(page.get_by_role("button", name="Apply to marked (4)")).to_be_enabled()
+    choose(page, "format", "int5")
+    expect(cell(page, 1, "w_format")).to_have_text("int5")
+    expect(cell(page, 0, "w_format")).to_have_text("int8")
+    page.get_by_role("button", name="Apply to marked (4)").click()
+    for row in range(4):
+        expect(cell(page, row, "w_format")).to_have_text("int5")
+
+
+def test_recipes_are_loaded_and_bad_ones_refused(open_page: Callable[[], Any], tmp_path: Path) -> None:
+    page = open_page()
+    good, bad, binary = tmp_path / "good.yaml", tmp_path / "bad.yaml", tmp_path / "binary.yaml"
+    recipe = Recipe.preset("w4a8").with_layer("ip1", weight={"format": "int3"})
+    good.write_text(recipe.to_yaml())
+    bad.write_text(recipe.to_yaml().replace("int3", "int33"))
+    binary.write_bytes(b"\xff\xfe\x00")
+    chooser = page.locator('input[type="file"]')
+    chooser.set_input_files(good)
+    expect(cell(page, 2, "w_format")).to_have_text("int3")
+    chooser.set_input_files(bad)
+    expect(page.get_by_text("There is no format 'int33'")).to_be_visible()
+    expect(cell(page, 2, "w_format")).to_have_text("int3")
+    chooser.set_input_files(binary)
+    expect(page.get_by_text("'binary.yaml' is not text")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save").click()
+    assert Recipe.from_yaml(Path(download.value.path()).read_text()) == recipe
+
+
+def test_sessions_do_not_see_each_others_recipe(open_page: Callable[[], Any]) -> None:
+    one, other = open_page(), open_page()
+    pick(one, 0, "w_format", "int4")
+    expect(cell(one, 0, "w_format")).to_have_text("int4")
+    pick(other, 1, "w_format", "int6")
+    expect(cell(other, 1, "w_format")).to_have_text("int6")
+    expect(cell(other, 0, "w_format")).to_have_text("int8")
+    expect(cell(one, 1, "w_format")).to_have_text("int8")
+
+
+def test_sensitivity_streams_in_and_both_tensors_are_drawn(open_page: Callable[[], Any]) -> None:
+    page = open_page()
+    page.get_by_role("button", name="Measure sensitivity").click()
+    expect(page.get_by_text(re.compile(r"^most sensitive at int8"))).to_be_visible()
+    page.get_by_role("button", name="input", exact=True).click()
+    expect(caption(page)).to_contain_text("uint8 layer asym mse")
+    page.get_by_role("button", name="SQNR by layer").click()
+    expect(page.get_by_text("input (once evaluated)")).to_be_visible()
+
+
+def test_a_port_in_use_is_one_sentence(server: str) -> None:
+    from explorer.views.app import serve
+
+    port = int(server.rstrip("/").rsplit(":", 1)[1])
+    with pytest.raises(JobError, match=f"The port {port} cannot be used"):
+        serve("fashion-lenet5", port=port, show=False)
