@@ -45,8 +45,10 @@ def _dynamic(values: Tensor, scheme: TensorScheme, grain: Granularity, channel: 
         moved = values.movedim(channel, -1)
         rows = moved.reshape(-1, moved.shape[-1])
     cut = grain if grain.name.startswith("subchannel") else Channel()
-    # Whether codes are signed may not depend on what happens to be in the batch.
-    grid = replace(scheme.grid, convention=replace(scheme.grid.convention, unsigned=False))
+    # Neither whether codes are signed nor the least range may depend on what happens to be in the batch.
+    rules = scheme.grid.convention
+    rules = replace(rules, unsigned=False, group_floor=(0.0, rules.group_floor[1]))
+    grid = replace(scheme.grid, convention=rules)
     params = fit(Sample.of(rows, cut, 0), grid, MinMax())
     scale = cut.expand(params.scale, rows.shape, 0)
     out = fake_quantize_(rows, scale, cut.expand(params.zero_point, rows.shape, 0), params)
