@@ -322,6 +322,9 @@ def _fold_batch_norm(graph: Graph) -> Graph:
                 _constant(graph, before, kind.weight) if before is not None and kind is not None else None
             )
             uses = consumers[original.args[0].node] if isinstance(original.args[0], Ref) else 0
+            # A BatchNorm's channels lie second; a linear layer's features lie last.
+            if kind is not None and kind.op == "linear" and before is not None and len(before.shape) != 2:
+                kind = weight = None
             numbers = _batch_norm_numbers(graph, node)
             if (
                 before is not None
