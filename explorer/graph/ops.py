@@ -97,16 +97,23 @@ REASONS: dict[str, str] = {
     "rnn": "the matrix products of this RNN are hidden inside one operator",
     "prelu": "the slope of a PReLU multiplies element by element",
     "bilinear": "a bilinear product of two activations and a weight is not supported",
+    "matmul": "a matrix product whose left factor is a parameter",
+    "mm": "a matrix product whose left factor is a parameter",
+    "bmm": "a matrix product whose left factor is a parameter",
+    "addmm": "a matrix product whose left factor is a parameter",
+    "scaled_dot_product_attention": "an attention with a parameter for its queries, keys or values",
     "add": "a parameter that is added to activations",
     "mul": "a parameter that multiplies activations element by element",
+    "expand": "a parameter that is repeated for each example",
     "cat": "a parameter that is joined to activations",
 }
 
 
 def reason_for(op: str) -> str:
     """Why an operator that uses a parameter is not quantized."""
-    short = op.removeprefix("aten.").split(".")[0]
+    short = op.removeprefix("aten.").split(".")[0].strip("_")
     for word, reason in REASONS.items():
-        if word in short:
+        # Whole words of the name: 'mul' is in '_foreach_mul' but not in 'matmul'.
+        if f"_{word}_" in f"_{short}_":
             return reason
     return f"the operator {short!r} is not a convolution, a linear layer, an embedding or a matrix product"
