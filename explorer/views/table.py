@@ -86,6 +86,7 @@ class LayerTable:
 
     def __init__(self, state: PageState) -> None:
         self.state = state
+        self._clicking = False
         self.names = [str(name) for name in state.layers["name"]]
         self.reasons = dict(zip(state.layers["name"], state.layers["reason"], strict=True))
         self.table: Any = kit.table(
@@ -163,7 +164,12 @@ class LayerTable:
         name = self.names[event.row]
         if event.column == "mark":
             self.state.toggle(name)
-        self.state.layer = name
+        # The browser has selected the row already; to be told so again would close the cell's open menu.
+        self._clicking = True
+        try:
+            self.state.layer = name
+        finally:
+            self._clicking = False
 
     def _edited(self, event: Any) -> None:
         name = self.names[event.row]
@@ -178,7 +184,7 @@ class LayerTable:
 
     def select(self) -> None:
         """Show which layer is chosen; before the table is drawn it would be forgotten."""
-        if self.state.layer in self.names:
+        if self.state.layer in self.names and not self._clicking:
             self.table.selection = [self.names.index(self.state.layer)]
 
     def _count(self) -> None:

@@ -112,7 +112,7 @@ def new_page(chromium: object) -> Iterator[Callable[[], object]]:
         context = chromium.new_context(viewport={"width": 1440, "height": 900})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(LONG)
+        page.set_default_timeout(LONG / 2)
         page.on("request", asked)
         page.on("websocket", lambda socket: asked(socket))
         page.on("pageerror", lambda error: errors.append(str(error)))

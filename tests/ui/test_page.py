@@ -44,7 +44,7 @@ def pick(page: Any, row: int, field: str, value: str) -> None:
 def choose(page: Any, label: str, value: str, which: int = 0) -> None:
     """Choose from a menu of the inspector; ``which`` 0 is the weight's, 1 the input's."""
     page.get_by_role("combobox", name=label).nth(which).click()
-    page.get_by_role("option", name=value, exact=True).click()
+    page.get_by_role("menuitem", name=value, exact=True).click()
 
 
 def drawn(page: Any) -> list[float]:
@@ -105,7 +105,7 @@ def test_a_refused_scheme_says_why_and_changes_nothing(open_page: Callable[[], A
 
 def test_marked_layers_are_edited_together(open_page: Callable[[], Any]) -> None:
     page = open_page()
-    page.get_by_role("button", name="All", exact=True).click()
+    page.get_by_role("button", name="mark all layers").click()
     expect(page.get_by_role("button", name="Apply to marked (4)")).to_be_enabled()
     choose(page, "format", "int5")
     expect(cell(page, 1, "w_format")).to_have_text("int5")
