@@ -676,7 +676,7 @@ def _preset(help: str, weight: TensorScheme, input: TensorScheme) -> Preset:
 
 _A16 = TensorScheme("int16", "layer", symmetric=True)
 _A8 = TensorScheme("uint8", "layer", symmetric=False, objective="mse")
-_W4 = TensorScheme("int4", objective="mse")
+_W4 = TensorScheme("int4")
 
 PRESETS: dict[str, Preset] = {
     "fp32": _preset("nothing is quantized", _OFF, _OFF),
@@ -685,7 +685,7 @@ PRESETS: dict[str, Preset] = {
     "w4a16": _preset("4-bit weights by channel, 16-bit activations", _W4, _A16),
     "w4a8": _preset("4-bit weights by channel, 8-bit activations", _W4, _A8),
     "w4a4": _preset("4-bit weights by channel, 4-bit activations", _W4, replace(_A8, format="uint4")),
-    "w2a8": _preset("2-bit weights by channel, 8-bit activations", replace(_W4, format="int2"), _A8),
+    "w2a8": _preset("2-bit weights by channel, 8-bit activations", replace(_W4, format="int2", objective="mse"), _A8),
     "int8_dynamic": _preset(
         "8-bit weights by channel, 8-bit activations with ranges taken from each example",
         TensorScheme(),

@@ -12,11 +12,11 @@ import pytest
 from safetensors.torch import save_file
 
 from explorer.cli import main
-from tests.nets import images, tiny
+from tests.small import images, tiny
 
 FACTORY = """
 import torch
-from tests.nets import TinyNet, images
+from tests.small import TinyNet, images
 
 def net():
     return TinyNet()

@@ -11,7 +11,7 @@ import explorer as qx
 from explorer.errors import DataError, LayerError, RecipeError, SchemeError
 from explorer.jobs import Worker
 from explorer.session import Subject, make_subject
-from tests.nets import images, tiny
+from tests.small import images, tiny
 
 
 @pytest.fixture(scope="module")

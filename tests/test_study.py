@@ -19,7 +19,7 @@ from explorer.graph.ir import fill
 from explorer.recipe import PRESETS
 from explorer.session import Stream, Subject, make_subject
 from explorer.study import MEASURES, TENSOR_CHOICES
-from tests.nets import images, tiny
+from tests.small import images, tiny
 
 
 @pytest.fixture(scope="module")

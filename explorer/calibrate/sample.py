@@ -144,11 +144,9 @@ class GrowingHistogram:
         groups = values.shape[0]
         width = torch.exp2((self.exponent + 1).double()) / self.bins
         index = (values * (1.0 / width).float()[:, None]).floor_().to(torch.int32)
-        index += self.bins // 2
-        index.clamp_(0, self.bins - 1)
-        index += torch.arange(groups, dtype=torch.int32)[:, None] * self.bins
+        index += torch.arange(groups, dtype=torch.int32)[:, None] * self.bins + self.bins // 2
         self.counts += torch.bincount(index.reshape(-1), minlength=groups * self.bins).reshape(groups, -1)
-        zeros = (values == 0).sum(1)
+        zeros = values.shape[1] - torch.count_nonzero(values, 1)
         self.zeros += zeros
         self.counts[:, self.bins // 2] -= zeros
 
