@@ -131,7 +131,7 @@ def _export(module: nn.Module, pair: Tensor) -> ExportedProgram:
         except Exception as error:
             first = first or error
     assert first is not None
-    raise ModelError(f"torch.export cannot capture this network: {_export_reason(first)}") from first
+    raise ModelError(f"torch.export cannot capture this network: {_export_reason(first, module, pair)}") from first
 
 
 @contextlib.contextmanager
@@ -147,12 +147,18 @@ def _silence() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _export_reason(error: Exception) -> str:
+def _export_reason(error: Exception, module: nn.Module, pair: Tensor) -> str:
     text = str(error)
     places = re.findall(r'File "([^"]+)", line (\d+)', text)
     own = [place for place in places if not re.search(r"[/\\]torch[/\\]", place[0])]
     place = f" (at {own[-1][0]}, line {own[-1][1]})" if own else _where(error)
     if "Constraints violated" in text or "specialized" in text.lower():
+        # The export does not say where; the code itself fails there on a batch of another size.
+        try:
+            with torch.inference_mode():
+                module(torch.cat([pair, pair[:1]]))
+        except Exception as failure:
+            place = _where(failure)
         return f"its code fixes the batch size; it must work for any number of images at once.{place}"
     if "data-dependent" in text:
         return f"its code branches on the values of a tensor, which one graph cannot express.{place}"
