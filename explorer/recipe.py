@@ -200,6 +200,9 @@ FIELDS: tuple[str, ...] = tuple(_KINDS)
 TENSORS: tuple[str, ...] = ("weight", "input")
 
 
+WEIGHTS_STAY = "A weight does not change from example to example; use mode: static for weights."
+
+
 @dataclass(frozen=True)
 class LayerConfig:
     """The schemes of one layer: its weight's and its input activation's.
@@ -213,9 +216,7 @@ class LayerConfig:
 
     def __post_init__(self) -> None:
         if self.weight.mode == "dynamic":
-            raise SchemeError(
-                "A weight does not change from example to example; use mode: static for weights."
-            )
+            raise SchemeError(WEIGHTS_STAY)
         if self.weight.scaled and self.weight.granularity == "token":
             raise SchemeError("A weight has no tokens; use granularity: channel for weights.")
         grain = self.input.granularity
@@ -308,6 +309,9 @@ def _settings(given: Mapping[str, Any] | TensorScheme | None, place: str) -> Set
 
 
 def _apply(config: LayerConfig, line: Line) -> LayerConfig:
+    if dict(line.weight).get("mode") == "dynamic":
+        # Said before the granularity of a dynamic range is looked at, which is beside the point here.
+        raise SchemeError(WEIGHTS_STAY)
     return LayerConfig(
         replace(config.weight, **dict(line.weight)) if line.weight else config.weight,
         replace(config.input, **dict(line.input)) if line.input else config.input,
@@ -685,7 +689,9 @@ PRESETS: dict[str, Preset] = {
     "w4a16": _preset("4-bit weights by channel, 16-bit activations", _W4, _A16),
     "w4a8": _preset("4-bit weights by channel, 8-bit activations", _W4, _A8),
     "w4a4": _preset("4-bit weights by channel, 4-bit activations", _W4, replace(_A8, format="uint4")),
-    "w2a8": _preset("2-bit weights by channel, 8-bit activations", replace(_W4, format="int2", objective="mse"), _A8),
+    "w2a8": _preset(
+        "2-bit weights by channel, 8-bit activations", replace(_W4, format="int2", objective="mse"), _A8
+    ),
     "int8_dynamic": _preset(
         "8-bit weights by channel, 8-bit activations with ranges taken from each example",
         TensorScheme(),

@@ -131,7 +131,9 @@ def _export(module: nn.Module, pair: Tensor) -> ExportedProgram:
         except Exception as error:
             first = first or error
     assert first is not None
-    raise ModelError(f"torch.export cannot capture this network: {_export_reason(first, module, pair)}") from first
+    raise ModelError(
+        f"torch.export cannot capture this network: {_export_reason(first, module, pair)}"
+    ) from first
 
 
 @contextlib.contextmanager
