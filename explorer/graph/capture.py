@@ -392,8 +392,15 @@ def _layer_name(source: str) -> str:
 
     >>> _layer_name("layer1.0.conv1.weight"), _layer_name("attn.in_proj_weight"), _layer_name("scale")
     ('layer1.0.conv1', 'attn.in_proj', 'scale')
+    >>> _layer_name("conv.parametrizations.weight.original1"), _layer_name("rnn.weight_ih_l0")
+    ('conv', 'rnn')
     """
+    # torch.nn.utils.parametrizations keeps what a weight is made of below its module.
+    source = source.split(".parametrizations.")[0] + ".weight" if ".parametrizations." in source else source
     head, _, last = source.rpartition(".")
+    # A recurrent module has many weights and is one layer.
+    if re.fullmatch(r"(weight|bias)_(ih|hh|hr)_l\d+(_reverse)?", last) and head:
+        return head
     if last in ("weight", "bias") and head:
         return head
     stem = re.sub(r"_(weight|bias)$", "", last)
