@@ -51,10 +51,9 @@ class Page:
         self._unsubscribe = session.subscribe(self._changed)
         if self.publisher.document is not None:
             pn.state.on_session_destroyed(lambda _: self.close())
-            # The shell is painted first; the numbers come once somebody can see them.
-            pn.state.onload(self._begin)
-        else:
-            self._begin()
+        # The page is drawn first; the numbers come once somebody can see them.
+        self.drawn = kit.Drawn(width=1, height=1, margin=0)
+        self.drawn.param.watch(lambda _: self._begin(), "ready")
 
     # -- parts ------------------------------------------------------------------------------------
 
@@ -63,7 +62,7 @@ class Page:
         self.cancel = kit.button(
             "Cancel", "stop", color="error", variant="text", on_click=lambda _: self.stop()
         )
-        self.rerun = kit.button("Evaluate", "refresh", variant="text", on_click=lambda _: self.evaluate())
+        self.rerun = kit.button("Evaluate", "again", variant="text", on_click=lambda _: self.evaluate())
         self.words = kit.html(css=theme.LABEL, sizing_mode="stretch_width", height=18)
         self.bar.visible = self.cancel.visible = False
         self.status = kit.row(self.words, self.bar, self.cancel, self.rerun, height=30)
@@ -89,13 +88,14 @@ class Page:
         lower = kit.column(head, shown, css=theme.CARD, margin=(8, 0, 0, 0))
         return kit.column(self.distribution.view, lower, css=theme.HALVES, css_classes=["place-centre"])
 
-    def _body(self, height: str) -> Any:
+    def _body(self, css: str, room: str) -> Any:
+        """All regions; ``room`` is the CSS flex of the grid where it is wide."""
         grid = kit.column(
-            self.table.view, self._centre(), self.inspector.view, css=theme.TOKENS + theme.GRID,
+            self.table.view, self._centre(), self.inspector.view, css=theme.TOKENS + theme.grid(room),
         )  # fmt: skip
         return kit.column(
-            self.alert, self.score.view, grid, self.status,
-            css=theme.FRAME + ":host { gap: 6px; padding: 8px 8px 2px; }", styles={"height": height},
+            self.alert, self.score.view, grid, self.status, self.drawn,
+            css=theme.FRAME + css,
         )  # fmt: skip
 
     def view(self) -> Any:
@@ -103,7 +103,7 @@ class Page:
         return kit.page(
             title=TITLE,
             header=[kit.row(self._name(), self.toolbar.view, height=48)],
-            main=[self._body("calc(100vh - 52px)")],
+            main=[self._body(":host { height: calc(100vh - 52px); overflow-y: auto; }", "1 1 0")],
             theme_config=theme.THEME,
             sx=theme.BAR,
             busy_indicator=None,
@@ -111,8 +111,9 @@ class Page:
 
     def cell(self) -> Any:
         """The same page for a notebook's cell."""
-        top = kit.row(self._name(), self.toolbar.view, styles={"padding": "0 8px"})
-        return kit.column(top, self._body("860px"), sizing_mode="stretch_width")
+        top = kit.row(self._name(), self.toolbar.view, height=48)
+        body = self._body(":host { flex: none !important; height: auto; }", "0 0 720px")
+        return kit.themed(top, body, theme_config=theme.THEME)
 
     def _name(self) -> Any:
         text = f"{escape(self.session.model_name)} · {escape(self.session.data_name)}"
@@ -134,7 +135,7 @@ class Page:
             self.publisher.later(self._follow)
 
     def _follow(self) -> None:
-        with kit.hold():
+        with self.publisher.hold():
             self.state.refresh()
             self.evaluate()
 

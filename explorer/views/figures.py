@@ -50,6 +50,11 @@ def plain(**options: Any) -> Any:
     return plot
 
 
+def columns(**arrays: Any) -> dict[str, list[Any]]:
+    """A figure's columns as lists: arrays travel as binary buffers, which a notebook loses on later updates."""
+    return {name: np.asarray(values).tolist() for name, values in arrays.items()}
+
+
 def heights(counts: np.ndarray, log: bool) -> np.ndarray:
     """Bar heights of counts; the logarithmic ones keep nothing at nothing.
 
@@ -163,12 +168,11 @@ class HistogramFigure:
         self.shown = h
         before, after = heights(h.counts, self.log), heights(h.quantized_counts, self.log)
         top = 1.08 * max(float(before.max(initial=0)), float(after.max(initial=0)), 1e-9)
-        self.bars.data = {
-            "left": h.edges[:-1], "right": h.edges[1:], "top": before,
-            "count": h.counts, "after": h.quantized_counts,
-        }  # fmt: skip
+        self.bars.data = columns(
+            left=h.edges[:-1], right=h.edges[1:], top=before, count=h.counts, after=h.quantized_counts
+        )
         x, y = steps(h.edges, after)
-        self.outline.data = {"x": x, "y": y}
+        self.outline.data = columns(x=x, y=y)
         self._levels(h, top)
         low, high = view_range(h)
         self.x_range.update(start=low, end=high)
@@ -186,9 +190,9 @@ class HistogramFigure:
         self.lines.glyph.line_alpha = (
             0.4 if count <= CROWD // 2 else max(0.0, 0.4 * (1 - count / (2 * CROWD)))
         )
-        self.levels.data = {
-            "x": levels, "y0": np.full(count, -STRIP * top), "y1": np.full(count, -STRIP * top * 0.25)
-        }  # fmt: skip
+        self.levels.data = columns(
+            x=levels, y0=np.full(count, -STRIP * top), y1=np.full(count, -STRIP * top * 0.25)
+        )
 
     def _clip(self, h: Histogram) -> None:
         quantized = h.scheme != "fp32"

@@ -135,10 +135,10 @@ class Inspector:
         self.weight, self.input = TensorControls(state, "weight"), TensorControls(state, "input")
         self.why = kit.html(css=CSS, visible=False)
         self.apply = kit.button(
-            "Apply to marked (0)", "done_all", on_click=lambda *_: self._apply(), disabled=True
+            "Apply to marked (0)", "all", on_click=lambda *_: self._apply(), disabled=True
         )
         self.reset = kit.button(
-            "Reset to default", "restart_alt", variant="text", on_click=lambda *_: self._reset()
+            "Reset to default", "reset", variant="text", on_click=lambda *_: self._reset()
         )
         self.help = kit.html(css=CSS, visible=False)
         self.actions = kit.row(self.apply, self.reset, css=":host { flex-wrap: wrap; }")

@@ -6,12 +6,43 @@ from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
+import param
 from panel_material_ui.template.base import Page
 
 Viewable = pn.viewable.Viewable
 Column = pn.Column
 Row = pn.Row
-hold = pn.io.hold
+
+# Drawn here: the kit's own pictures are letters of a font, which a notebook does not load.
+_LINES = {
+    "undo": "M9 5 4 10l5 5M4 10h10a5 5 0 0 1 5 5v3",
+    "redo": "M15 5l5 5-5 5M20 10H10a5 5 0 0 0-5 5v3",
+    "start": "M8 5v14l11-7z",
+    "stop": "M7 7h10v10H7z",
+    "again": "M19 12a7 7 0 1 1-2-5M18 3v5h-5",
+    "reset": "M5 12a7 7 0 1 0 2-5M6 3v5h5",
+    "all": "M2 13l4 4L16 7M12 17L22 7",
+}
+
+
+def picture(name: str) -> str:
+    """A small drawing in the colour of the text around it."""
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" stroke="black" '
+        f'stroke-width="2.4" stroke-linejoin="round" stroke-linecap="round"><path d="{_LINES[name]}"/></svg>'
+    )
+
+
+class Drawn(pn.custom.JSComponent):
+    """Says ``ready`` once the browser has drawn it; a notebook loses what it is sent before that."""
+
+    ready = param.Boolean(default=False)
+    _esm = """
+    export function render({ model }) {
+      setTimeout(() => { model.ready = true }, 100)
+      return document.createElement("span")
+    }
+    """
 
 
 class LiveSlider(pn.widgets.FloatSlider):
@@ -45,6 +76,11 @@ def column(*items: Any, css: str = "", **options: Any) -> pn.Column:
     options.setdefault("sizing_mode", "stretch_both")
     options.setdefault("margin", 0)
     return pn.Column(*items, stylesheets=[":host { min-height: 0; min-width: 0; }" + css], **options)
+
+
+def themed(*items: Any, theme_config: dict[str, Any]) -> Any:
+    """Items below each other in a theme of their own, where there is no page to set one."""
+    return pmui.Column(*items, theme_config=theme_config, margin=0)
 
 
 def scrolled(*items: Any) -> pn.Column:
@@ -93,13 +129,13 @@ def button(label: str, icon: str = "", **more: Any) -> pmui.Button:
     """A button with words."""
     more.setdefault("variant", "outlined")
     more.setdefault("margin", 0)
-    return pmui.Button(label=label, icon=icon or None, size="small", **more)
+    return pmui.Button(label=label, icon=picture(icon) if icon else None, size="small", **more)
 
 
 def icon(name: str, description: str, **more: Any) -> pmui.IconButton:
     """A button with a picture, and its words on hovering."""
     more.setdefault("margin", 0)
-    return pmui.IconButton(icon=name, description=description, size="small", **more)
+    return pmui.IconButton(icon=picture(name), description=description, size="small", **more)
 
 
 def choice(options: Any, value: Any, label: str = "", **more: Any) -> pmui.RadioButtonGroup:
@@ -127,7 +163,6 @@ def download(label: str, filename: str, callback: Any, **more: Any) -> pmui.File
         callback=callback,
         filename=filename,
         label=label,
-        icon="download",
         variant="text",
         size="small",
         **more,

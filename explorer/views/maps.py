@@ -165,7 +165,7 @@ class SensitivityFigure(Selecting):
         self.cells.data = {
             "row": [index[name] for name in table["layer"]],
             "format": list(table["format"]),
-            "colour": bad,
+            "colour": bad.tolist(),
             "text": [cell_text(value, measure) for value in table["value"]],
             "ink": ["#111" if value > middle else "#fff" for value in bad],
             "hatch": [" " if done else "/" for done in table["complete"]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import panel as pn
@@ -41,10 +42,14 @@ class Publisher:
             # The document was destroyed between the check and the call: nobody is looking any more.
             self.closed = True
 
+    def hold(self) -> AbstractContextManager[None]:
+        """Send what changes inside as one message; a notebook does so by itself, and would lose it here."""
+        return pn.io.hold() if self.document is not None else nullcontext()
+
     def _run(self, function: Callable[[], None]) -> None:
         if self.closed:
             return
-        with pn.io.hold():
+        with self.hold():
             function()
         if self.document is None and self.panes:
             pn.io.push_notebook(*self.panes)

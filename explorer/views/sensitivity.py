@@ -36,7 +36,7 @@ class SensitivityMap:
         self.plot = SensitivityFigure(self.names, self._choose)
         self.measure = kit.select("measure", list(MEASURES), "kl", width=92)
         self.tensor = kit.select("tensor", list(TENSOR_CHOICES), "weight", width=100)
-        self.start = kit.button("Measure sensitivity", "play_arrow", on_click=lambda *_: self.toggle())
+        self.start = kit.button("Measure sensitivity", "start", on_click=lambda *_: self.toggle())
         self.words = kit.html(css=CSS, min_height=18)
         self.pane: Any = kit.bokeh(
             self.plot.figure, sizing_mode="stretch_width", height=self.plot.figure.min_height
@@ -71,7 +71,7 @@ class SensitivityMap:
             self._end("Stopped; hatched cells are from fewer images.")
             return
         self.running = True
-        self.start.param.update(label="Stop", icon="stop")
+        self.start.param.update(label="Stop", icon=kit.picture("stop"))
         self.words.object = "Measuring …"
         measure, tensor, session = self.measure.value, self.tensor.value, self.state.session
 
@@ -100,7 +100,7 @@ class SensitivityMap:
 
     def _end(self, words: str) -> None:
         self.running = False
-        self.start.param.update(label="Measure sensitivity", icon="play_arrow")
+        self.start.param.update(label="Measure sensitivity", icon=kit.picture("start"))
         self.words.object = words
 
 

@@ -72,21 +72,31 @@ CARD = (
 )
 
 # The page's grid; it asks for the width that it is given, since a notebook's cell is narrower than its window.
-FRAME = TOKENS + ":host { container-type: inline-size; }"
-GRID = """
-:host {
-  display: grid !important; gap: 8px; min-height: 0; flex: 1 1 0 !important;
+FRAME = TOKENS + ":host { container-type: inline-size; gap: 6px; padding: 8px 8px 2px; }"
+
+
+def grid(room: str) -> str:
+    """Table, figures and inspector beside each other, below each other where it is narrow.
+
+    Args:
+        room: the CSS ``flex`` of the grid in the frame when it is wide.
+    """
+    return f"""
+:host {{
+  display: grid !important; gap: 8px; min-height: 0; flex: {room} !important;
   grid-template-columns: minmax(420px, 47fr) minmax(380px, 35fr) 292px;
   grid-template-rows: minmax(0, 1fr);
-}
-@container (max-width: 1180px) {
-  :host { grid-template-columns: minmax(0, 1fr) 292px; grid-template-rows: 330px 700px; flex: 0 0 auto !important; }
-  .place-table { grid-column: 1 / -1; }
-}
-@container (max-width: 700px) {
-  :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: 330px 760px auto; }
-}
+}}
+@container (max-width: 1180px) {{
+  :host {{ grid-template-columns: minmax(0, 1fr) 292px; grid-template-rows: 330px 700px; flex: 0 0 auto !important; }}
+  .place-table {{ grid-column: 1 / -1; }}
+}}
+@container (max-width: 700px) {{
+  :host {{ grid-template-columns: minmax(0, 1fr); grid-template-rows: 330px 760px auto; }}
+}}
 """
+
+
 HALVES = """
 :host { display: grid !important; min-height: 0;
   grid-template-rows: minmax(0, 46fr) minmax(0, 54fr); grid-template-columns: minmax(0, 1fr); }
@@ -108,7 +118,8 @@ TABLE = (
   .tabulator-col[tabulator-field="size"] .tabulator-col-title { text-align: right; }
   .tabulator-header .tabulator-col .tabulator-col-sorter { display: none; }
   .tabulator-row, .tabulator-row.tabulator-row-even {
-    min-height: 26px; background: transparent; border: none; border-bottom: 1px solid var(--wash); }
+    min-height: 26px; background: transparent; color: var(--ink); border: none;
+    border-bottom: 1px solid var(--wash); }
   .tabulator-row .tabulator-cell { padding: 4px 5px; height: 26px; min-height: 26px; border-right: none;
     font-size: 12px; line-height: 18px; }
   .tabulator-row .tabulator-frozen { border-right: none; background: var(--card); }
