@@ -110,7 +110,12 @@ class LayerTable:
         self.table.on_click(self._clicked)
         self.table.on_edit(self._edited)
         self.count = kit.html(css=theme.LABEL, width=84, height=18)
-        self.view = kit.column(self._chips(), self.table, css=theme.CARD, css_classes=["place-table"])
+        self.view = kit.column(
+            self._chips(),
+            self.table,
+            css=theme.CARD + ":host { overflow: visible; }",
+            css_classes=["place-table"],
+        )
         state.param.watch(lambda *_: self.refresh(), ["layers", "marks"])
         state.param.watch(lambda *_: self.select(), "layer")
         self._count()

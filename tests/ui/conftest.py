@@ -81,7 +81,9 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., P
 def server(launch: Callable[..., Path]) -> str:
     """The page of a small network on a few images, as ``python -m explorer serve`` serves it."""
     port = free_port()
-    code = f"from explorer.views.app import serve; serve('fashion-lenet5', port={port}, show=False, images=600)"
+    code = (
+        f"from explorer.views.app import serve; serve('fashion-lenet5', port={port}, show=False, images=600)"
+    )
     launch([sys.executable, "-c", code], f"http://127.0.0.1:{port}/")
     return f"http://127.0.0.1:{port}/"
 

@@ -61,7 +61,17 @@ def test_the_app_comes_up(launch: Callable[..., Path], new_page: Callable[[], An
     port = free_port()
     url = f"http://127.0.0.1:{port}/main"
     launch(
-        [sys.executable, "-m", "panel", "serve", "apps/main.py", "--port", str(port), "--address", "127.0.0.1"],
+        [
+            sys.executable,
+            "-m",
+            "panel",
+            "serve",
+            "apps/main.py",
+            "--port",
+            str(port),
+            "--address",
+            "127.0.0.1",
+        ],
         f"http://127.0.0.1:{port}/",
     )
     page = new_page()
