@@ -50,7 +50,7 @@ def plain(**options: Any) -> Any:
     return plot
 
 
-def columns(**arrays: Any) -> dict[str, list[Any]]:
+def columns(**arrays: Any) -> Any:
     """A figure's columns as lists: arrays travel as binary buffers, which a notebook loses on later updates."""
     return {name: np.asarray(values).tolist() for name, values in arrays.items()}
 

@@ -45,12 +45,6 @@ class Drawn(pn.custom.JSComponent):
     """
 
 
-class LiveSlider(pn.widgets.FloatSlider):
-    """A slider that reports a move after 10 ms; Panel's own waits 50 ms."""
-
-    _debounce = 10
-
-
 def _fill(options: dict[str, Any]) -> None:
     """No margin, and as wide as there is room unless a width is given."""
     options.setdefault("margin", 0)

@@ -169,7 +169,8 @@ class LayerTable:
         name = self.names[event.row]
         if event.column == "mark":
             self.state.toggle(name)
-        # The browser has selected the row already; to be told so again would close the cell's open menu.
+        # To select the row from here would close the menu that the click has opened in its cell; the
+        # browser selects it by itself, and where a menu was opened it is selected after the choice.
         self._clicking = True
         try:
             self.state.layer = name
@@ -186,6 +187,7 @@ class LayerTable:
             self.state.edit([name], **{tensor: choices.consequences(field, value)})
         # Whatever became of it: the cell shows the recipe again.
         self.refresh(force=event.row)
+        self.select()
 
     def select(self) -> None:
         """Show which layer is chosen; before the table is drawn it would be forgotten."""

@@ -71,6 +71,9 @@ CARD = (
 """
 )
 
+# A menu that opens in a cell may stand out of the table.
+OPEN_CARD = CARD + ":host { overflow: visible; }"
+
 # The page's grid; it asks for the width that it is given, since a notebook's cell is narrower than its window.
 FRAME = TOKENS + ":host { container-type: inline-size; gap: 6px; padding: 8px 8px 2px; }"
 
@@ -124,19 +127,14 @@ TABLE = (
     font-size: 12px; line-height: 18px; }
   .tabulator-row .tabulator-frozen { border-right: none; background: var(--card); }
   .tabulator-row:hover, .tabulator-row:hover .tabulator-frozen {
-    background: color-mix(in srgb, #CC79A7 10%, var(--card)); }
-  .tabulator-row.tabulator-selected, .tabulator-row.tabulator-selected:hover,
-  .tabulator-row.tabulator-selected .tabulator-frozen, .tabulator-row.tabulator-selected .tabulator-cell {
-    background: color-mix(in srgb, #CC79A7 30%, var(--card)); color: var(--ink); }
-  .tabulator-cell[tabulator-field="name"] > div { direction: rtl; font-weight: 500; overflow: hidden;
-    text-overflow: ellipsis; }
-  .tabulator-cell[tabulator-field="name"] > div::before, .tabulator-cell[tabulator-field="name"] > div::after {
-    content: "\\200e"; }
-  .tabulator-cell[tabulator-field="mark"] { cursor: pointer; font-size: 15px; padding: 3px 4px; }
-  .tabulator-cell.tabulator-editable { cursor: pointer; }
-  .tabulator-cell.tabulator-editing { padding: 0 4px; border: 1px solid var(--panel-primary-color, #0072B2); }
-  .tabulator-cell.tabulator-editing input { font-size: 12px; }
-  .tabulator-row.tabulator-selected .tabulator-cell.tabulator-editing { background: var(--card); }
+    background: color-mix(in srgb, #CC79A7 10%, var(--card)) !important; color: var(--ink); }
+  .tabulator-row.tabulator-selected, .tabulator-row.tabulator-selected .tabulator-frozen,
+  .tabulator-row:has(.tabulator-editing), .tabulator-row:has(.tabulator-editing) .tabulator-frozen {
+    background: color-mix(in srgb, #CC79A7 30%, var(--card)) !important; color: var(--ink); }
+  .tabulator-table:has(.tabulator-editing) .tabulator-row.tabulator-selected:not(:has(.tabulator-editing)),
+  .tabulator-table:has(.tabulator-editing) .tabulator-row.tabulator-selected:not(:has(.tabulator-editing))
+    .tabulator-frozen { background: var(--card) !important; }
+  .tabulator-row .tabulator-cell.tabulator-editing { background: var(--card); }
   .tabulator-tableholder, .tabulator-tableholder .tabulator-table { background: transparent; color: var(--ink); }
 }
 .tabulator-edit-list.tabulator-edit-list { min-width: 96px; max-height: 320px; font-size: 12px; border-radius: 4px;
