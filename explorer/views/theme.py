@@ -134,7 +134,15 @@ TABLE = (
   .tabulator-table:has(.tabulator-editing) .tabulator-row.tabulator-selected:not(:has(.tabulator-editing)),
   .tabulator-table:has(.tabulator-editing) .tabulator-row.tabulator-selected:not(:has(.tabulator-editing))
     .tabulator-frozen { background: var(--card) !important; }
-  .tabulator-row .tabulator-cell.tabulator-editing { background: var(--card); }
+  .tabulator-cell[tabulator-field="name"] > div { direction: rtl; font-weight: 500; overflow: hidden;
+    text-overflow: ellipsis; }
+  .tabulator-cell[tabulator-field="name"] > div::before, .tabulator-cell[tabulator-field="name"] > div::after {
+    content: "\\200e"; }
+  .tabulator-row .tabulator-cell[tabulator-field="mark"] { cursor: pointer; font-size: 15px; padding: 3px 4px; }
+  .tabulator-cell.tabulator-editable { cursor: pointer; }
+  .tabulator-row .tabulator-cell.tabulator-editing { padding: 0 4px; background: var(--card);
+    border: 1px solid var(--panel-primary-color, #0072B2); }
+  .tabulator-cell.tabulator-editing input { font-size: 12px; color: var(--ink); }
   .tabulator-tableholder, .tabulator-tableholder .tabulator-table { background: transparent; color: var(--ink); }
 }
 .tabulator-edit-list.tabulator-edit-list { min-width: 96px; max-height: 320px; font-size: 12px; border-radius: 4px;
