@@ -60,11 +60,10 @@ class Page:
     def _job(self) -> None:
         self.bar = kit.progress(height=4, width=260)
         self.cancel = kit.button(
-            "Cancel", "stop", color="error", variant="text", on_click=lambda _: self.stop()
+            "Cancel", "stop", color="error", variant="text", disabled=True, on_click=lambda _: self.stop()
         )
         self.rerun = kit.button("Evaluate", "again", variant="text", on_click=lambda _: self.evaluate())
         self.words = kit.html(css=theme.LABEL, sizing_mode="stretch_width", height=18)
-        self.bar.visible = self.cancel.visible = False
         self.status = kit.row(self.words, self.bar, self.cancel, self.rerun, height=30)
 
     def _problem(self) -> None:
@@ -179,9 +178,9 @@ class Page:
 
     def _say(self, words: str, share: int, running: bool) -> None:
         self.words.object = f'<span aria-live="polite">{escape(words)}</span>'
-        self.bar.param.update(value=share, visible=running)
-        self.cancel.visible = running
-        self.rerun.visible = not running
+        # Shown and not hidden: nothing jumps, and while the page is being drawn hiding can be missed.
+        self.bar.value = share if running else 0
+        self.cancel.disabled = not running
 
     def close(self) -> None:
         """Stop all work; the page is gone."""

@@ -127,10 +127,11 @@ TABLE = (
     font-size: 12px; line-height: 18px; }
   .tabulator-row .tabulator-frozen { border-right: none; background: var(--card); }
   .tabulator-row:hover, .tabulator-row:hover .tabulator-frozen {
-    background: color-mix(in srgb, #CC79A7 10%, var(--card)) !important; color: var(--ink); }
+    background: color-mix(in srgb, #CC79A7 10%, var(--card)) !important; color: var(--ink) !important; }
   .tabulator-row.tabulator-selected, .tabulator-row.tabulator-selected .tabulator-frozen,
   .tabulator-row:has(.tabulator-editing), .tabulator-row:has(.tabulator-editing) .tabulator-frozen {
-    background: color-mix(in srgb, #CC79A7 30%, var(--card)) !important; color: var(--ink); }
+    background: color-mix(in srgb, #CC79A7 30%, var(--card)) !important; color: var(--ink) !important; }
+  .tabulator-row:hover .tabulator-cell, .tabulator-row.tabulator-selected .tabulator-cell { color: inherit; }
   .tabulator-table:has(.tabulator-editing) .tabulator-row.tabulator-selected:not(:has(.tabulator-editing)),
   .tabulator-table:has(.tabulator-editing) .tabulator-row.tabulator-selected:not(:has(.tabulator-editing))
     .tabulator-frozen { background: var(--card) !important; }

@@ -95,6 +95,7 @@ def test_a_new_format_moves_histogram_size_and_accuracy(open_page: Callable[[], 
     assert drawn(page) != before
     expect(cell(page, 2, "w_format")).to_have_text("int2")
     page.get_by_text("Evaluated on 600 images").wait_for()
+    expect(page.get_by_role("button", name="Cancel")).to_be_disabled()
     expect(card(page, "Difference")).not_to_contain_text("stale")
     assert card(page, "Difference").inner_text() != accuracy
     page.get_by_role("button", name="Undo").click()
