@@ -22,6 +22,7 @@ RANKS = [
     {"errors"},
     {"formats"},
     {"calibrate"},
+    {"scheme"},
     {"recipe"},
     {"tensor"},
     {"graph"},

@@ -1,0 +1,218 @@
+"""Schemes: frozen values that say how one tensor, or one layer, is quantized."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from explorer.calibrate import Objective, objective
+from explorer.errors import SchemeError, unknown
+from explorer.formats import (
+    FORMATS,
+    SCALES,
+    Format,
+    Granularity,
+    Grid,
+    IntegerFormat,
+    convention,
+    format_named,
+    granularity,
+)
+
+MODES: dict[str, str] = {
+    "static": "ranges are fixed beforehand on calibration images",
+    "dynamic": "ranges are taken from each example as it comes",
+    "off": "not quantized",
+}
+
+
+@dataclass(frozen=True)
+class TensorScheme:
+    """How one tensor is quantized.
+
+    Args:
+        format: a name in ``explorer.formats.FORMATS``; ``fp32`` means not at all.
+        granularity: which elements share a scale: ``layer``, ``channel``, ``group:N``, ``subchannel:N``, ``token``.
+        symmetric: the range is centred on zero (or starts there, for data that is never negative).
+        objective: what the clipping range minimises: ``minmax``, ``percentile:P``, ``mse``, ``kl``, ...
+        mode: for activations ``static``, ``dynamic`` or ``off``.
+        convention: whose arithmetic: ``onnx``, ``torch``, ``aimet``, ``nncf``.
+        narrow: leave out the lowest code of a symmetric signed format; None does as the convention does.
+        scale: which scales are allowed: ``float`` or ``pow2``.
+
+    Raises:
+        SchemeError: for a value that does not exist or values that do not go together.
+
+    >>> TensorScheme("int4", "subchannel:32").bits
+    4
+    """
+
+    format: str = field(default="int8", metadata={"help": "number format"})
+    granularity: str = field(default="channel", metadata={"help": "which elements share a scale"})
+    symmetric: bool = field(default=True, metadata={"help": "range centred on zero"})
+    objective: str = field(default="minmax", metadata={"help": "what the clipping range minimises"})
+    mode: str = field(default="static", metadata={"help": "when activation ranges are set"})
+    convention: str = field(default="onnx", metadata={"help": "whose integer arithmetic"})
+    narrow: bool | None = field(default=None, metadata={"help": "leave out the lowest code"})
+    scale: str = field(default="float", metadata={"help": "which scales are allowed"})
+
+    def __post_init__(self) -> None:
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds):
+                wanted = "true or false" if bool in kinds else "a name"
+                raise SchemeError(f"The field {name!r} takes {wanted}, not {value!r}.")
+        format_named(self.format)
+        grain = granularity(self.granularity)
+        goal = objective(self.objective)
+        convention(self.convention)
+        if self.mode not in MODES:
+            raise SchemeError(unknown("mode", self.mode, MODES))
+        if self.scale not in SCALES:
+            raise SchemeError(unknown("scale rule", self.scale, SCALES))
+        # One spelling for one meaning, so that equal schemes are equal values.
+        object.__setattr__(self, "granularity", grain.name)
+        object.__setattr__(self, "objective", goal.name)
+        if self.off:
+            return
+        if self.narrow is not None and not (self.symmetric and self.scaled):
+            raise SchemeError(
+                "The field 'narrow' has an effect on symmetric integer formats only; "
+                "leave it out, or set symmetric: true."
+            )
+        if self.mode == "dynamic" and self.scaled and self.objective != "minmax":
+            raise SchemeError(
+                f"Dynamic ranges are taken from each example as it comes, so the objective {self.objective!r} "
+                "has nothing to search; use objective: minmax, or mode: static."
+            )
+        if (
+            self.mode == "dynamic"
+            and self.scaled
+            and (self.granularity.startswith("group") or self.granularity == "channel")
+        ):
+            raise SchemeError(
+                f"Dynamic ranges are taken for each example or each position, not by {self.granularity!r}; "
+                "use granularity: layer or token, or mode: static."
+            )
+
+    @property
+    def off(self) -> bool:
+        """Whether the tensor stays in float32."""
+        return self.format == "fp32" or self.mode == "off"
+
+    @property
+    def scaled(self) -> bool:
+        """Whether codes become real numbers through a scale."""
+        return not self.off and self.number.scaled
+
+    @property
+    def number(self) -> Format:
+        """The format itself."""
+        return FORMATS["fp32"] if self.off else FORMATS[self.format]
+
+    @property
+    def bits(self) -> int:
+        """Bits for one value, scales not counted."""
+        return self.number.bits
+
+    @property
+    def grain(self) -> Granularity:
+        """The granularity itself."""
+        return granularity(self.granularity)
+
+    @property
+    def goal(self) -> Objective:
+        """The objective itself."""
+        return objective(self.objective)
+
+    @property
+    def grid(self) -> Grid:
+        """The family of level sets from which a range picks one.
+
+        Raises:
+            SchemeError: when the format has no scale.
+        """
+        number = self.number
+        if not isinstance(number, IntegerFormat):
+            raise SchemeError(f"The format {self.format!r} is used as it is and has no scale.")
+        return Grid(number, self.symmetric, convention(self.convention), self.narrow, SCALES[self.scale])
+
+    @property
+    def key(self) -> str:
+        """A text that two schemes share exactly if they do the same to every tensor.
+
+        >>> TensorScheme("fp32", "layer").key == TensorScheme("int8", mode="off").key
+        True
+        """
+        if not self.scaled:
+            return self.number.name
+        return json.dumps({f.name: getattr(self, f.name) for f in fields(self)}, sort_keys=True)
+
+    def describe(self) -> str:
+        """A short text for tables.
+
+        >>> TensorScheme("int4", "subchannel:32", objective="mse").describe()
+        'int4 subchannel:32 sym mse'
+        """
+        if not self.scaled:
+            return self.number.name
+        words = [self.format, self.granularity, "sym" if self.symmetric else "asym", self.objective]
+        words += ["dynamic"] if self.mode == "dynamic" else []
+        words += [self.convention] if self.convention != "onnx" else []
+        words += [] if self.narrow is None else ["narrow" if self.narrow else "full"]
+        words += [self.scale] if self.scale != "float" else []
+        return " ".join(words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that a reader needs; ``narrow`` is left out while the convention decides."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if not (f.name == "narrow" and self.narrow is None)
+        }
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "format": (str,),
+    "granularity": (str,),
+    "symmetric": (bool,),
+    "objective": (str,),
+    "mode": (str,),
+    "convention": (str,),
+    "narrow": (bool, type(None)),
+    "scale": (str,),
+}
+FIELDS: tuple[str, ...] = tuple(_KINDS)
+TENSORS: tuple[str, ...] = ("weight", "input")
+
+
+WEIGHTS_STAY = "A weight does not change from example to example; use mode: static for weights."
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """The schemes of one layer: its weight's and its input activation's.
+
+    Raises:
+        SchemeError: when a scheme makes no sense for that tensor.
+    """
+
+    weight: TensorScheme = TensorScheme()
+    input: TensorScheme = TensorScheme("uint8", "layer", symmetric=False, objective="mse")
+
+    def __post_init__(self) -> None:
+        if self.weight.mode == "dynamic":
+            raise SchemeError(WEIGHTS_STAY)
+        if self.weight.scaled and self.weight.granularity == "token":
+            raise SchemeError("A weight has no tokens; use granularity: channel for weights.")
+        grain = self.input.granularity
+        if (
+            self.input.scaled
+            and self.input.mode == "static"
+            and (grain == "token" or grain.startswith("subchannel"))
+        ):
+            raise SchemeError(
+                f"The positions of an activation are not known beforehand, so {grain!r} needs mode: dynamic; "
+                "for mode: static use granularity: layer."
+            )
