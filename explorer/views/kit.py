@@ -34,12 +34,23 @@ def picture(name: str) -> str:
 
 
 class Drawn(pn.custom.JSComponent):
-    """Says ``ready`` once the browser has drawn it; a notebook loses what it is sent before that."""
+    """Says ``ready`` once the browser has drawn everything around it.
+
+    What is sent before that can be missed: by a notebook altogether, by widgets that are being made.
+    """
 
     ready = param.Boolean(default=False)
     _esm = """
-    export function render({ model }) {
-      setTimeout(() => { model.ready = true }, 100)
+    export function render({ model, view }) {
+      let turns = 0
+      const look = () => {
+        const busy = view.root && view.root.is_idle === false
+        turns = busy ? 0 : turns + 1
+        if (turns < 3 && performance.now() - start < 20000) setTimeout(look, 150)
+        else model.ready = true
+      }
+      const start = performance.now()
+      setTimeout(look, 150)
       return document.createElement("span")
     }
     """
