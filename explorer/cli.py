@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from explorer.errors import ExplorerError
 from explorer.recipe import PRESETS
-from explorer.session import Session
+from explorer.session import DEFAULT_MODEL, Session
 from explorer.sources import ZOO, atomic_write, load_recipe
 from explorer.study import MEASURES, METHODS, TENSOR_CHOICES, Evaluation
 from explorer.study.evaluate import finite
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     group = common.add_argument_group("what is explored")
     group.add_argument(
         "--model",
-        default="fashion-resnet20",
+        default=DEFAULT_MODEL,
         metavar="M",
         help=f"{', '.join(ZOO)}, torchvision:NAME[:WEIGHTS], package.module:factory or file.py:factory "
         "(default: %(default)s)",

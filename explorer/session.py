@@ -37,6 +37,7 @@ from explorer.tensor import SchemeLike, apply, as_scheme, fit_tensor
 # Batches up to this many bytes together are held; larger data are read again when they are needed.
 _HELD_BYTES = 1 << 29
 _KEEP_HISTORY = 200
+DEFAULT_MODEL = "fashion-resnet20"
 
 _store: Store | None = None
 _store_lock = threading.Lock()
@@ -120,7 +121,7 @@ def _no_params(layer: Layer, index: int, scheme: TensorScheme) -> Any:
 
 
 def make_subject(
-    model: str | nn.Module | LoadedModel = "fashion-resnet20",
+    model: str | nn.Module | LoadedModel = DEFAULT_MODEL,
     data: Any = None,
     calibration: Any = None,
     evaluation: Any = None,
@@ -206,7 +207,7 @@ class Session:
 
     def __init__(
         self,
-        model: str | nn.Module | LoadedModel = "fashion-resnet20",
+        model: str | nn.Module | LoadedModel = DEFAULT_MODEL,
         data: Any = None,
         calibration: Any = None,
         evaluation: Any = None,

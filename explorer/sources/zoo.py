@@ -173,7 +173,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images (N, 1, 28, 28) -> class scores (N, 10): 49 tokens from two strided convolutions, mean over tokens.
+    """Images (N, 1, 28, 28) -> class scores (N, 10): 49 tokens from three convolutions, mean over tokens.
 
     Convolutions instead of one cut into patches let a small transformer learn from few images
     (Xiao et al., 2021, arXiv:2106.14881).
@@ -181,7 +181,8 @@ class ViT(nn.Module):
 
     def __init__(self, classes: int = 10, width: int = 64, depth: int = 4, heads: int = 4) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, width // 2, 3, 2, 1)
+        self.stem1 = nn.Conv2d(1, width // 2, 3, 2, 1)
+        self.stem2 = nn.Conv2d(width // 2, width // 2, 3, 1, 1)
         self.act = nn.GELU()
         self.patch = nn.Conv2d(width // 2, width, 3, 2, 1)
         self.position = nn.Parameter(torch.randn(1, 49, width) * 0.02)
@@ -190,7 +191,8 @@ class ViT(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.patch(self.act(self.stem(x))).flatten(2).transpose(1, 2) + self.position
+        x = self.act(self.stem2(self.act(self.stem1(x))))
+        x = self.patch(x).flatten(2).transpose(1, 2) + self.position
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from html import escape
 from typing import Any
 
 import panel as pn
+import torch
 
 from explorer.errors import ExplorerError, JobError
-from explorer.session import Session, Subject, make_subject
+from explorer.session import DEFAULT_MODEL, Session, Subject, make_subject
 from explorer.study import Evaluation
 from explorer.views import kit, theme
 from explorer.views.distribution import Distribution
@@ -206,10 +208,17 @@ def subject_of(model: str, data: str | None = None, **options: Any) -> Subject:
     return found
 
 
+def leave_a_core() -> None:
+    """Let torch use all cores but one, which answers the browser; the user's own setting wins."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+
+
 def browser_page(
-    model: str = "fashion-resnet20", data: str | None = None, images: int | None = None, **options: Any
+    model: str = DEFAULT_MODEL, data: str | None = None, images: int | None = None, **options: Any
 ) -> Any:
     """A page for one browser session: the network is shared, the recipe is its own."""
+    leave_a_core()
     pn.extension("tabulator", notifications=True)
     try:
         recipe = options.pop("recipe", "w8a8")
@@ -219,7 +228,7 @@ def browser_page(
 
 
 def serve(
-    model: str = "fashion-resnet20",
+    model: str = DEFAULT_MODEL,
     data: str | None = None,
     port: int = 5006,
     show: bool = True,
