@@ -24,11 +24,11 @@ FIELDS: dict[str, tuple[str, str]] = {
 TITLES = {
     "mark": "\N{BALLOT BOX WITH CHECK}", "name": "layer", "w_format": "weight", "w_grain": "granularity",
     "w_goal": "objective", "w_sym": "sym", "a_format": "input", "a_mode": "mode", "sqnr": "SQNR",
-    "size": "kB", "op": "op", "shape": "shape",
+    "size": "kB", "op": "op",
 }  # fmt: skip
 WIDTHS = {
     "mark": 26, "name": 104, "w_format": 48, "w_grain": 82, "w_goal": 66, "w_sym": 32, "a_format": 46, "a_mode": 52,
-    "sqnr": 54, "size": 50, "op": 52, "shape": 80,
+    "sqnr": 54, "size": 50, "op": 52,
 }  # fmt: skip
 TIPS = {
     "mark": "marked layers are edited together in the inspector",
@@ -42,7 +42,6 @@ TIPS = {
     "sqnr": "signal to quantization noise of the weight, dB; more is better",
     "size": "what the layer takes to store, 1 kB = 1,000 bytes",
     "op": "kind of layer",
-    "shape": "of the weight, or of the input where there is none",
 }
 MARKED, UNMARKED, NONE = "\N{BALLOT BOX WITH CHECK}", "\N{BALLOT BOX}", "–"  # noqa: RUF001
 
@@ -54,7 +53,7 @@ def frame(state: PageState) -> pd.DataFrame:
         name = str(facts["name"])
         row: dict[str, Any] = {
             "mark": UNMARKED, "name": name, **dict.fromkeys(FIELDS, NONE),
-            "sqnr": math.nan, "size": facts["size_bytes"] / 1000, "op": facts["op"], "shape": facts["shape"],
+            "sqnr": math.nan, "size": facts["size_bytes"] / 1000, "op": facts["op"],
         }  # fmt: skip
         if facts["quantizable"]:
             row.update(_schemes(state, name, facts))
