@@ -144,7 +144,7 @@ def make_subject(
             "This network comes without images; give data= (or --data): a folder, an .npz or a loader."
         )
     images = load_data(chosen, wish, default=loaded.preprocess)
-    if calibration is None and chosen == loaded.data:
+    if calibration is None and isinstance(chosen, str) and chosen == loaded.data:
         calibration = loaded.calibration
     # Without images of their own, ranges are set on some of those that are evaluated; the report says so.
     tuning = images if calibration is None else load_data(calibration, wish, default=loaded.preprocess)

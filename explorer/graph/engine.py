@@ -8,6 +8,7 @@ store holds, and computes the rest.  A value is kept only where it spares work l
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -63,7 +64,8 @@ class Plan:
     keys: Mapping[str, str]
 
 
-def _params_key(params: tuple[QParams, ...]) -> str:
+def params_key(params: tuple[QParams, ...]) -> str:
+    """A name for the parameters of a layer's inputs."""
     return digest(
         *(
             f"{tensor_digest(p.scale)}{tensor_digest(p.zero_point)}{p.qmin}{p.qmax}{p.reciprocal}"
@@ -98,7 +100,7 @@ def plan(graph: Graph, recipe: Recipe, input_params: InputParams) -> Plan:
             if layer_here.inputs and not config.input.off:
                 parts += ["input", config.input.key]
                 if layer_here.name in params:
-                    parts.append(_params_key(params[layer_here.name]))
+                    parts.append(params_key(params[layer_here.name]))
         keys[node.name] = digest(*parts)
     return Plan(graph, configs, params, keys)
 
@@ -123,7 +125,7 @@ class Engine:
     def batch_size(self) -> int:
         """How many images at a time keep the largest activation near the cache, from 8 to 200."""
         batch = self.graph.example_batch
-        sizes = [4 * _count(node.shape) / batch for node in self.graph.nodes if node.shape[:1] == (batch,)]
+        sizes = [4 * math.prod(node.shape) / batch for node in self.graph.nodes if node.shape[:1] == (batch,)]
         return int(max(8, min(200, _CACHE_BYTES // max([1.0, *sizes]))))
 
     def weight(self, layer: Layer, scheme: TensorScheme) -> Tensor:
@@ -200,14 +202,3 @@ class Engine:
                 if inputs[source] is values[source]:
                     inputs[source] = quantize_activation(values[source], config.input, fixed, layer.channel)
         return node.target(*fill(node.args, inputs), **fill(dict(node.kwargs), inputs))
-
-    def input_of(self, layer: Layer, scheme: TensorScheme, params: QParams | None, value: Tensor) -> Tensor:
-        """An input of a layer after quantization by ``scheme``."""
-        return value if scheme.off else quantize_activation(value, scheme, params, layer.channel)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

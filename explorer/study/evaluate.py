@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from explorer.cost import Cost, cost
 from explorer.errors import DataError
 from explorer.graph import Batch, Engine, Layer, Plan
-from explorer.graph.engine import weight_key
+from explorer.graph.engine import params_key, weight_key
+from explorer.graph.fakequant import quantize_activation
 from explorer.graph.ir import digest
 from explorer.recipe import Recipe
 from explorer.study.metrics import ErrorSums, Interval, mean_interval, paired, wilson
@@ -179,10 +180,9 @@ def weight_sums(engine: Engine, plan: Plan, layer: Layer) -> ErrorSums:
 
 def _input_key(layer: Layer, plan: Plan, floats: Plan, batch: Batch) -> str:
     scheme = plan.configs[layer.name].input
-    params = plan.params.get(layer.name, ())
-    numbers = [f"{p.scale.tolist()}{p.zero_point.tolist()}{p.qmin}{p.qmax}" for p in params]
+    numbers = params_key(plan.params.get(layer.name, ()))
     values = [floats.keys[name] for name in layer.inputs]
-    return digest("input-sums", scheme.key, str(layer.channel), *numbers, *values, batch.key)
+    return digest("input-sums", scheme.key, str(layer.channel), numbers, *values, batch.key)
 
 
 def _input_sums(
@@ -206,7 +206,7 @@ def _input_sums(
         for source, fixed in zip(layer.inputs, params, strict=True):
             value = values[source]
             if value.is_floating_point():
-                sums = sums + ErrorSums.of(value, engine.input_of(layer, scheme, fixed, value))
+                sums = sums + ErrorSums.of(value, quantize_activation(value, scheme, fixed, layer.channel))
         engine.store.put(asked[layer.name], sums)
         found[layer.name] = sums
     return {name: sums for name, sums in found.items() if sums is not None}, values[graph.output]
