@@ -21,9 +21,9 @@ from explorer.formats import QParams, fake_quantize_
 from explorer.graph import Batch, Engine, Graph, Store
 from explorer.graph.ir import fill
 from explorer.recipe import TensorScheme
-from explorer.session import make_subject
 from explorer.sources import ZOO
 from explorer.study.evaluate import Scores
+from explorer.subject import make_subject
 from explorer.tensor import fake_quantize
 
 FORMATS = ("int8", "int4", "int2")

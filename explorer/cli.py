@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from explorer.errors import ExplorerError
 from explorer.recipe import PRESETS
-from explorer.session import DEFAULT_MODEL, Session
+from explorer.session import Session
 from explorer.sources import ZOO, atomic_write, load_recipe
 from explorer.study import MEASURES, METHODS, TENSOR_CHOICES, Evaluation
 from explorer.study.evaluate import finite
+from explorer.subject import DEFAULT_MODEL
 
 T = TypeVar("T")
 

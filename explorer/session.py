@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -13,17 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from explorer.cost import cost
-from explorer.errors import DataError, LayerError, ModelError, SchemeError, nearest, unknown
+from explorer.errors import LayerError, ModelError, SchemeError, nearest, unknown
 from explorer.formats import FloatFormat, fake_quantize_
-from explorer.graph import Batch, Calibration, Engine, Graph, Layer, Plan, Store, capture, plan
+from explorer.graph import Engine, Graph, Layer, Plan, plan
 from explorer.graph.fakequant import quantize_activation
-from explorer.graph.memory import free_bytes
 from explorer.recipe import Recipe, TensorScheme
-from explorer.sources import Data, LoadedModel, Preprocess, check_shape, load_data, load_model
+from explorer.sources import LoadedModel, Preprocess
 from explorer.study import (
     METHODS,
     Evaluation,
-    Examples,
     Histogram,
     evaluate_steps,
     histogram_of,
@@ -32,153 +28,10 @@ from explorer.study import (
     sensitivity_steps,
 )
 from explorer.study.histogram import clipped_share
+from explorer.subject import DEFAULT_MODEL, Subject, make_subject
 from explorer.tensor import SchemeLike, apply, as_scheme, fit_tensor
 
-# Batches up to this many bytes together are held; larger data are read again when they are needed.
-_HELD_BYTES = 1 << 29
 _KEEP_HISTORY = 200
-DEFAULT_MODEL = "fashion-resnet20"
-
-_store: Store | None = None
-_store_lock = threading.Lock()
-
-
-def shared_store() -> Store:
-    """The store of this process: keys are contents, so all sessions may share it."""
-    global _store
-    with _store_lock:
-        if _store is None:
-            _store = Store(max(1 << 28, free_bytes() // 4))
-        return _store
-
-
-class Stream:
-    """The batches of some data in a fixed, shuffled order.
-
-    Args:
-        data: the examples.
-        size: how many images a batch has.
-        seed: of the order.
-    """
-
-    def __init__(self, data: Data, size: int, seed: int) -> None:
-        self.data, self.size = data, size
-        self._order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-        self._held: dict[tuple[int, int], Examples] = {}
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def count(self, images: int | None) -> int:
-        """How many images are meant by ``images``, None being all.
-
-        Raises:
-            DataError: for a number below one.
-        """
-        if images is None:
-            return len(self._order)
-        if isinstance(images, bool) or not isinstance(images, int) or images < 1:
-            raise DataError(f"The number of images must be a whole number of at least 1, not {images!r}.")
-        return min(images, len(self._order))
-
-    def batches(self, images: int | None = None) -> Iterator[Examples]:
-        """The first ``images`` examples, batch by batch."""
-        count = self.count(images)
-        for start in range(0, count, self.size):
-            yield self._read(start, min(start + self.size, count))
-
-    def _read(self, start: int, stop: int) -> Examples:
-        with self._lock:
-            if (start, stop) in self._held:
-                return self._held[start, stop]
-        read = self.data.read(self._order[start:stop])
-        examples = Examples(Batch.of(read.images), read.labels)
-        size = read.images.numel() * read.images.element_size()
-        with self._lock:
-            if self._bytes + size <= _HELD_BYTES:
-                self._held[start, stop] = examples
-                self._bytes += size
-        return examples
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """What sessions may share, since nobody writes to it: the captured network, its images and statistics."""
-
-    name: str
-    graph: Graph
-    engine: Engine
-    floats: Plan
-    calibration: Calibration
-    evaluation: Stream
-    calibration_stream: Stream
-    classes: tuple[str, ...] | None
-    preprocess: Preprocess | None
-    calibration_name: str
-
-
-def _no_params(layer: Layer, index: int, scheme: TensorScheme) -> Any:
-    raise AssertionError("The float network has no quantized input.")
-
-
-def make_subject(
-    model: str | nn.Module | LoadedModel = DEFAULT_MODEL,
-    data: Any = None,
-    calibration: Any = None,
-    evaluation: Any = None,
-    example: Tensor | None = None,
-    checkpoint: Any = None,
-    preprocess: Preprocess | str | None = None,
-    calibration_images: int = 512,
-    fold: bool = True,
-    store_bytes: int | None = None,
-    seed: int = 0,
-) -> Subject:
-    """Load and capture a network and its images.  The arguments are those of :class:`Session`."""
-    loaded = model if isinstance(model, LoadedModel) else load_model(model, checkpoint)
-    wish = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
-    if data is not None and evaluation is not None:
-        raise DataError("Give either data= or evaluation=, not both: they are two names of the same images.")
-    chosen = evaluation if evaluation is not None else data if data is not None else loaded.data
-    if chosen is None:
-        raise DataError(
-            "This network comes without images; give data= (or --data): a folder, an .npz or a loader."
-        )
-    images = load_data(chosen, wish, default=loaded.preprocess)
-    if calibration is None and isinstance(chosen, str) and chosen == loaded.data:
-        calibration = loaded.calibration
-    # Without images of their own, ranges are set on some of those that are evaluated; the report says so.
-    tuning = images if calibration is None else load_data(calibration, wish, default=loaded.preprocess)
-    if example is None:
-        example = loaded.example
-    if example is None:
-        example = images.read([0]).images
-    else:
-        check_shape(images, example)
-        check_shape(tuning, example)
-    graph = capture(loaded.module, example, fold)
-    store = shared_store() if store_bytes is None else Store(store_bytes)
-    engine = Engine(graph, store)
-    floats = plan(graph, Recipe.preset("fp32"), _no_params)
-    size = engine.batch_size()
-    tuning_stream = Stream(tuning, size, seed)
-    wanted = tuning_stream.count(calibration_images)
-    statistics = Calibration(
-        engine, floats, lambda: (examples.batch for examples in tuning_stream.batches(wanted))
-    )
-    stream = Stream(images, size, seed)
-    shared = " (which are also evaluated)" if calibration is None else ""
-    return Subject(
-        name=loaded.name,
-        graph=graph,
-        engine=engine,
-        floats=floats,
-        calibration=statistics,
-        evaluation=stream,
-        calibration_stream=tuning_stream,
-        classes=images.classes or loaded.classes,
-        preprocess=loaded.preprocess,
-        calibration_name=f"{wanted} images of {tuning.name}{shared}",
-    )
 
 
 class Session:

@@ -29,6 +29,7 @@ RANKS = [
     {"cost"},
     {"study"},
     {"sources", "jobs"},
+    {"subject"},
     {"session"},
     {"cli", "views"},
     {"__main__"},

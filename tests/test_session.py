@@ -10,7 +10,7 @@ import pytest
 import explorer as qx
 from explorer.errors import DataError, LayerError, RecipeError, SchemeError
 from explorer.jobs import Worker
-from explorer.session import Subject, make_subject
+from explorer.subject import Subject, make_subject
 from tests.small import images, tiny
 
 

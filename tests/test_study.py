@@ -17,8 +17,8 @@ from explorer.formats import pack
 from explorer.graph.capture import run
 from explorer.graph.ir import fill
 from explorer.recipe import PRESETS
-from explorer.session import Stream, Subject, make_subject
 from explorer.study import MEASURES, TENSOR_CHOICES
+from explorer.subject import Stream, Subject, make_subject
 from tests.small import images, tiny
 
 

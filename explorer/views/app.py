@@ -12,8 +12,9 @@ import panel as pn
 import torch
 
 from explorer.errors import ExplorerError, JobError
-from explorer.session import DEFAULT_MODEL, Session, Subject, make_subject
+from explorer.session import Session
 from explorer.study import Evaluation
+from explorer.subject import DEFAULT_MODEL, Subject, make_subject
 from explorer.views import kit, theme
 from explorer.views.distribution import Distribution
 from explorer.views.inspector import Inspector
