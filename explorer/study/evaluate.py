@@ -154,6 +154,16 @@ class Scores:
         )
         return Scores(*(part.numpy() for part in parts))
 
+    @property
+    def won(self) -> int:
+        """How many images went from wrong to right."""
+        return int(((self.right == 1) & (self.right_float == 0)).sum())
+
+    @property
+    def lost(self) -> int:
+        """How many images went from right to wrong."""
+        return int(((self.right == 0) & (self.right_float == 1)).sum())
+
     @staticmethod
     def join(parts: list[Scores]) -> Scores:
         """The scores of several batches, in order."""
@@ -285,8 +295,7 @@ def evaluate_steps(
         scores = Scores.join(parts)
         images = len(scores.right)
         right, right_float = int(scores.right.sum()), int(scores.right_float.sum())
-        won = int(((scores.right == 1) & (scores.right_float == 0)).sum())
-        lost = int(((scores.right == 0) & (scores.right_float == 1)).sum())
+        won, lost = scores.won, scores.lost
         low, high = mean_interval(scores.kl)
         yield Evaluation(
             model=model,
