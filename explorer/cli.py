@@ -61,6 +61,15 @@ def _parser() -> argparse.ArgumentParser:
         "--no-fold", action="store_true", help="do not fold BatchNorm into the layer before it"
     )
     group.add_argument(
+        "--store-bytes",
+        type=_positive,
+        metavar="N",
+        help="memory for results (default: a quarter of what is free)",
+    )
+    group.add_argument(
+        "--store-folder", metavar="FOLDER", help="keep results that take long for the next start"
+    )
+    group.add_argument(
         "--recipe",
         default="w8a8",
         metavar="R",
@@ -120,6 +129,8 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "recipe": load_recipe(options.recipe),
         "calibration_images": options.calibration_images,
         "fold": not options.no_fold,
+        "store_bytes": options.store_bytes,
+        "store_folder": options.store_folder,
     }
 
 

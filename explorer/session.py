@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,7 @@ class Session:
         fold: fold BatchNorm into the layer before it.
         store_bytes: budget for intermediate results; None shares one store of a quarter of the free memory.
         seed: of the order in which images are seen.
+        store_folder: keeps what takes long to compute for other processes; None keeps it in memory only.
         subject: a network and images that another session has loaded; the arguments above, ``recipe`` apart,
             are then left out.
 
@@ -73,10 +75,11 @@ class Session:
         store_bytes: int | None = None,
         seed: int = 0,
         subject: Subject | None = None,
+        store_folder: str | os.PathLike[str] | None = None,
     ) -> None:
         self.subject = subject or make_subject(
             model, data, calibration, evaluation, example, checkpoint, preprocess,
-            calibration_images, fold, store_bytes, seed,
+            calibration_images, fold, store_bytes, seed, store_folder,
         )  # fmt: skip
         first = self._checked(Recipe.preset(recipe) if isinstance(recipe, str) else recipe)
         self._history = [first]

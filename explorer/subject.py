@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from explorer.errors import DataError
-from explorer.graph import Batch, Calibration, Engine, Graph, Layer, Plan, Store, capture, plan
+from explorer.graph import Batch, Calibration, Disk, Engine, Graph, Layer, Plan, Store, capture, plan
 from explorer.graph.memory import free_bytes
 from explorer.recipe import Recipe, TensorScheme
 from explorer.sources import Data, LoadedModel, Preprocess, check_shape, load_data, load_model
 from explorer.study import Examples
+from explorer.study.metrics import ErrorSums
 
 # Batches up to this many bytes together are held; larger data are read again when they are needed.
 _HELD_BYTES = 1 << 29
@@ -30,8 +32,21 @@ def shared_store() -> Store:
     global _store
     with _store_lock:
         if _store is None:
-            _store = Store(max(1 << 28, free_bytes() // 4))
+            _store = Store(default_budget())
         return _store
+
+
+def default_budget() -> int:
+    """A quarter of the memory that is free, and 256 MiB at least."""
+    return max(1 << 28, free_bytes() // 4)
+
+
+def _store_for(budget: int | None, folder: str | os.PathLike[str] | None) -> Store:
+    """The store that the process shares, or one of its own for a budget or a folder of its own."""
+    if budget is None and folder is None:
+        return shared_store()
+    disk = None if folder is None else Disk(folder, kinds=(ErrorSums,))
+    return Store(default_budget() if budget is None else budget, disk)
 
 
 class Stream:
@@ -114,6 +129,7 @@ def make_subject(
     fold: bool = True,
     store_bytes: int | None = None,
     seed: int = 0,
+    store_folder: str | os.PathLike[str] | None = None,
 ) -> Subject:
     """Load and capture a network and its images.  The arguments are those of :class:`Session`."""
     loaded = model if isinstance(model, LoadedModel) else load_model(model, checkpoint)
@@ -138,8 +154,9 @@ def make_subject(
         check_shape(images, example)
         check_shape(tuning, example)
     graph = capture(loaded.module, example, fold)
-    store = shared_store() if store_bytes is None else Store(store_bytes)
-    engine = Engine(graph, store)
+    engine = Engine(graph, _store_for(store_bytes, store_folder))
+    if store_bytes is not None:
+        engine.check_budget()
     floats = plan(graph, Recipe.preset("fp32"), _no_params)
     size = engine.batch_size()
     tuning_stream = Stream(tuning, size, seed)

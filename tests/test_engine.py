@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from explorer.calibrate import Sample, fit
-from explorer.errors import DataError, JobError, SchemeError, TensorError
+from explorer.errors import DataError, SchemeError, TensorError
 from explorer.formats import CONVENTIONS, granularity
 from explorer.graph import Batch, Calibration, Engine, Graph, Layer, Store, plan
 from explorer.graph.capture import run
@@ -197,7 +197,7 @@ def test_keys_name_what_a_value_depends_on(build: Build, data: st.DataObject) ->
         ):
             different.add(name)
     for node in graph.nodes:
-        assert (a.keys[node.name] == b.keys[node.name]) == (not graph.upstream[node.name] & different)
+        assert (a.keys[node.name] == b.keys[node.name]) == (not graph.upstream(node.name) & different)
 
 
 def test_other_images_are_other_values() -> None:
@@ -362,37 +362,3 @@ def test_activations_that_are_no_numbers_are_refused() -> None:
 def test_whole_numbers_are_not_quantized() -> None:
     indices = torch.arange(6).reshape(2, 3)
     assert quantize_activation(indices, TensorScheme("int8", "layer"), None, -1) is indices
-
-
-# --- the store ----------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 30), st.booleans()), max_size=40))
-@settings(max_examples=80)
-def test_a_store_keeps_what_was_used_last(steps: list[tuple[str, int, bool]]) -> None:
-    """Against a list in order of use; never above the budget."""
-    store, model, budget = Store(100), [], 100  # type: ignore[var-annotated]
-    for key, size, put in steps:
-        known = dict(model)
-        if put:
-            store.put(key, torch.zeros(size))
-            if 4 * size <= budget:
-                model = [(k, n) for k, n in model if k != key] + [(key, size)]
-                while sum(4 * n for _, n in model) > budget:
-                    model.pop(0)
-        else:
-            found = store.get(key)
-            assert (found is None) == (key not in known)
-            if key in known:
-                assert found.numel() == known[key]
-                model = [(k, n) for k, n in model if k != key] + [(key, known[key])]
-        facts = store.facts
-        assert facts.bytes == sum(4 * n for _, n in model) <= budget and facts.entries == len(model)
-        assert {k for k in "abcdef" if store.has(k)} == {k for k, _ in model}
-    store.clear()
-    assert store.facts.bytes == store.facts.entries == 0
-
-
-def test_a_store_needs_a_budget() -> None:
-    with pytest.raises(JobError, match="at least one byte, not 0"):
-        Store(0)

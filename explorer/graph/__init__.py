@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from explorer.graph.capture import capture
+from explorer.graph.disk import Disk
 from explorer.graph.engine import Batch, Engine, Plan, plan
 from explorer.graph.ir import Graph, Layer, Node
 from explorer.graph.observe import Calibration
@@ -11,6 +12,7 @@ from explorer.graph.store import Store, StoreFacts
 __all__ = [
     "Batch",
     "Calibration",
+    "Disk",
     "Engine",
     "Graph",
     "Layer",

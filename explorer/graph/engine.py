@@ -8,25 +8,50 @@ store holds, and computes the rest.  A value is kept only where it spares work l
 
 from __future__ import annotations
 
+import functools
 import math
+import platform
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from explorer.errors import JobError
 from explorer.formats import QParams
 from explorer.graph.fakequant import quantize_activation
-from explorer.graph.ir import Graph, Layer, digest, fill, tensor_digest
+from explorer.graph.ir import Graph, Layer, Node, digest, tensor_digest
 from explorer.graph.memory import keep_pages
-from explorer.graph.store import Store
+from explorer.graph.store import ENTRY_BYTES, Store
 from explorer.recipe import LayerConfig, Recipe, TensorScheme
 from explorer.tensor import apply, fit_tensor
 
 # Raise this when the same key could stand for another value than before.
 ENGINE_VERSION = "1"
+
+
+@functools.cache
+def _build() -> str:
+    """What this processor and this build of torch may do differently from others, to the last bit."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    parts = [
+        torch.__version__, torch.__config__.show(), torch.backends.cpu.get_cpu_capability(),
+        repr(sorted(capabilities.items())), platform.machine(),
+    ]  # fmt: skip
+    return digest(*parts)
+
+
+def environment() -> str:
+    """A name for all besides a key's own parts that a value's bits may depend on.
+
+    Sums of products are cut by the number of threads, and kernels are chosen by the processor.
+    """
+    return f"{ENGINE_VERSION}/{_build()}/{torch.get_num_threads()}/{torch.backends.mkldnn.enabled}"
+
+
 # Batches whose largest activation is about this long stay near the cache.
 _CACHE_BYTES = 8 << 20
 
@@ -78,7 +103,7 @@ def weight_key(graph: Graph, layer: Layer, scheme: TensorScheme) -> str:
     """A name for the weight of ``layer`` after quantization by ``scheme``."""
     assert layer.weight is not None
     plain = graph.digests[layer.weight]
-    return plain if scheme.off else digest("weight", ENGINE_VERSION, plain, scheme.key, str(layer.axis))
+    return plain if scheme.off else digest("weight", environment(), plain, scheme.key, str(layer.axis))
 
 
 def plan(graph: Graph, recipe: Recipe, input_params: InputParams) -> Plan:
@@ -90,8 +115,9 @@ def plan(graph: Graph, recipe: Recipe, input_params: InputParams) -> Plan:
         if layer.inputs and scheme.scaled and scheme.mode == "static":
             params[name] = tuple(input_params(layer, index, scheme) for index in range(len(layer.inputs)))
     keys: dict[str, str] = {graph.input: "images", **graph.digests}
+    here = environment()
     for node in graph.nodes:
-        parts = [ENGINE_VERSION, node.signature, *(keys[name] for name in node.inputs)]
+        parts = [here, node.signature, *(keys[name] for name in node.inputs)]
         layer_here = graph.layer_at.get(node.name)
         if layer_here is not None:
             config = configs[layer_here.name]
@@ -128,6 +154,28 @@ class Engine:
         sizes = [4 * math.prod(node.shape) / batch for node in self.graph.nodes if node.shape[:1] == (batch,)]
         return int(max(8, min(200, _CACHE_BYTES // max([1.0, *sizes]))))
 
+    def check_budget(self) -> None:
+        """Refuse a store that cannot hold the largest of a batch's values that are worth keeping.
+
+        Raises:
+            JobError: with the size of that value.
+        """
+        images = self.batch_size()
+        sizes = {name: self._bytes(name) * images for name in self.graph.made_of}
+        largest = max(sizes, key=sizes.__getitem__)
+        if sizes[largest] + ENTRY_BYTES > self.store.budget:
+            # The float network's values and the quantized network's of one batch.
+            enough = 2 * (sum(sizes.values()) + ENTRY_BYTES * len(sizes))
+            raise JobError(
+                f"A store of {self.store.budget:,} bytes cannot hold one activation of this network: the largest, "
+                f"of {largest!r} for {images} images, takes {sizes[largest]:,} bytes; "
+                f"give at least {enough:,}, which holds those of one batch."
+            )
+
+    def _bytes(self, name: str) -> int:
+        """What the value of a node takes for one image, bytes."""
+        return 4 * math.prod(self.graph.by_name[name].shape) // self.graph.example_batch
+
     def weight(self, layer: Layer, scheme: TensorScheme) -> Tensor:
         """The weight of a layer after quantization, kept in the store."""
         assert layer.weight is not None
@@ -137,9 +185,10 @@ class Engine:
         key = weight_key(self.graph, layer, scheme)
         found = self.store.get(key)
         if found is None:
+            begun = time.perf_counter()
             params = fit_tensor(plain, scheme, layer.axis) if scheme.scaled else None
             found = apply(plain.float(), scheme, params, layer.axis).to(plain.dtype)
-            self.store.put(key, found)
+            self.store.put(key, found, time.perf_counter() - begun)
         return found
 
     def run(
@@ -153,52 +202,84 @@ class Engine:
             wanted: names of nodes, or of the input.
             keep: whether to put new values into the store; what it already holds is used in any case.
         """
+        targets = list(wanted) if wanted is not None else [self.graph.output]
+        found = dict(self.values(plan, batch, targets, keep))
+        return {name: found[name] for name in targets}
+
+    def values(
+        self, plan: Plan, batch: Batch, wanted: Iterable[str], keep: bool = True
+    ) -> Iterator[tuple[str, Any]]:
+        """The values of the ``wanted`` nodes one by one, each held no longer than somebody needs it.
+
+        The arguments are those of :meth:`run`.
+        """
+        graph, kept = self.graph, self.graph.worth_keeping
+        asked = set(wanted)
+        if graph.input in asked:
+            yield graph.input, batch.images
+        values, needed = self._pull(plan, batch, asked - {graph.input})
+        if keep:
+            self.store.touch(f"{plan.keys[name]}:{batch.key}" for name in kept - needed)
+        uses = Counter(i for name in needed for i in graph.by_name[name].inputs)
+        for name in [name for name in values if name in asked]:
+            yield name, values[name] if uses[name] else values.pop(name)
+        values |= {graph.input: batch.images}
+        seconds: dict[str, float] = {}
+        for name in sorted(needed, key=graph.order.__getitem__):
+            node = graph.by_name[name]
+            with torch.inference_mode():
+                seconds[name], value = self._compute(plan, node, values)
+            self.computed[name] += 1
+            if keep and name in kept:
+                # The result takes no room and is asked for as it is: it stands for the whole run.
+                parts = seconds if name == graph.output else graph.made_of[name]
+                self.store.put(f"{plan.keys[name]}:{batch.key}", value, sum(map(seconds.__getitem__, parts)))
+            for before in node.inputs:
+                uses[before] -= 1
+                if not uses[before]:
+                    values.pop(before, None)
+            if uses[name]:
+                values[name] = value
+            if name in asked:
+                yield name, value
+            del value
+
+    def _pull(self, plan: Plan, batch: Batch, asked: set[str]) -> tuple[dict[str, Any], set[str]]:
+        """What the store holds of what is needed, and which nodes must be computed."""
         graph = self.graph
-        targets = list(wanted) if wanted is not None else [graph.output]
-        values: dict[str, Any] = {graph.input: batch.images}
-        pending = [name for name in targets if name != graph.input]
+        values: dict[str, Any] = {}
         needed: set[str] = set()
+        seen = {graph.input, *graph.constants}
+        pending = list(asked)
         while pending:
             name = pending.pop()
-            if name in needed or name in values:
+            if name in seen:
                 continue
+            seen.add(name)
             if name in graph.worth_keeping:
                 found = self.store.get(f"{plan.keys[name]}:{batch.key}")
                 if found is not None:
                     values[name] = found
                     continue
             needed.add(name)
-            pending += [i for i in graph.by_name[name].inputs if i not in graph.constants]
-        uses = Counter(i for name in needed for i in graph.by_name[name].inputs)
-        uses.update(targets)
-        with torch.inference_mode():
-            for node in graph.nodes:
-                if node.name not in needed:
-                    continue
-                values[node.name] = self._compute(plan, node.name, values)
-                self.computed[node.name] += 1
-                if keep and node.name in graph.worth_keeping:
-                    self.store.put(f"{plan.keys[node.name]}:{batch.key}", values[node.name])
-                for name in node.inputs:
-                    uses[name] -= 1
-                    if not uses[name]:
-                        values.pop(name, None)
-        return {name: values[name] for name in targets}
+            pending += graph.by_name[name].inputs
+        return values, needed
 
-    def _compute(self, plan: Plan, name: str, values: dict[str, Any]) -> Any:
+    def _compute(self, plan: Plan, node: Node, values: Mapping[str, Any]) -> tuple[float, Any]:
+        """The value of one node and the seconds it took, those for its weight apart."""
         graph = self.graph
-        node = graph.by_name[name]
-        inputs = {i: graph.constants[i] if i in graph.constants else values[i] for i in node.inputs}
-        layer = graph.layer_at.get(name)
-        if layer is None:
-            return node.target(*fill(node.args, inputs), **fill(dict(node.kwargs), inputs))
-        config = plan.configs[layer.name]
-        if layer.weight is not None:
-            inputs[layer.weight] = self.weight(layer, config.weight)
-        if not config.input.off:
+        constants = graph.constants
+        inputs = {i: constants[i] if i in constants else values[i] for i in node.inputs}
+        layer = graph.layer_at.get(node.name)
+        if layer is not None and layer.weight is not None:
+            inputs[layer.weight] = self.weight(layer, plan.configs[layer.name].weight)
+        begun = time.perf_counter()
+        if layer is not None and not plan.configs[layer.name].input.off:
+            scheme = plan.configs[layer.name].input
             params = plan.params.get(layer.name, (None,) * len(layer.inputs))
             # One value may come in twice (attention of x with itself); its parameters are the same then.
             for source, fixed in zip(layer.inputs, params, strict=True):
                 if inputs[source] is values[source]:
-                    inputs[source] = quantize_activation(values[source], config.input, fixed, layer.channel)
-        return node.target(*fill(node.args, inputs), **fill(dict(node.kwargs), inputs))
+                    inputs[source] = quantize_activation(values[source], scheme, fixed, layer.channel)
+        result = node.call(inputs)
+        return time.perf_counter() - begun, result

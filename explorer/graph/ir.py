@@ -92,6 +92,26 @@ class Node:
         )
 
     @cached_property
+    def _prepared(self) -> tuple[list[Any], dict[str, Any], tuple[tuple[int, str], ...]] | None:
+        """The arguments with gaps for values, and whose values go where; None when values are nested in them."""
+        nested = any(True for arg in self.args if not isinstance(arg, Ref) for _ in refs(arg))
+        if nested or any(True for _ in refs(dict(self.kwargs))):
+            return None
+        gaps = tuple((index, arg.node) for index, arg in enumerate(self.args) if isinstance(arg, Ref))
+        args = [None if isinstance(arg, Ref) else fill(arg, {}) for arg in self.args]
+        return args, fill(dict(self.kwargs), {}), gaps
+
+    def call(self, values: Mapping[str, Any]) -> Any:
+        """The operator's result, given the values of its inputs."""
+        if self._prepared is None:
+            return self.target(*fill(self.args, values), **fill(dict(self.kwargs), values))
+        args, kwargs, gaps = self._prepared
+        args = args.copy()
+        for index, name in gaps:
+            args[index] = values[name]
+        return self.target(*args, **kwargs)
+
+    @cached_property
     def signature(self) -> str:
         """A text that names the operator and all arguments that are not nodes."""
         empty = dict.fromkeys(self.inputs, "")
@@ -203,13 +223,30 @@ class Graph:
         return digest(*parts, *(f"{name}={value}" for name, value in sorted(self.digests.items())))
 
     @cached_property
-    def upstream(self) -> Mapping[str, frozenset[str]]:
-        """For each node, the layers whose change changes its value: itself, if a layer, and all before it."""
-        found: dict[str, frozenset[str]] = {}
+    def order(self) -> Mapping[str, int]:
+        """The place of each node in the order of execution."""
+        return {node.name: place for place, node in enumerate(self.nodes)}
+
+    @cached_property
+    def _bits(self) -> Mapping[str, int]:
+        """A bit for each quantizable layer, by its name."""
+        return {layer.name: 1 << place for place, layer in enumerate(self.layer_at.values())}
+
+    @cached_property
+    def reach(self) -> Mapping[str, int]:
+        """For each node, as bits, the layers whose change changes its value: itself, if a layer, and all before it."""
+        found: dict[str, int] = {}
         for node in self.nodes:
-            own = {self.layer_at[node.name].name} if node.name in self.layer_at else set()
-            found[node.name] = frozenset(own.union(*(found.get(name, frozenset()) for name in node.inputs)))
+            layer = self.layer_at.get(node.name)
+            bits = self._bits[layer.name] if layer is not None else 0
+            for name in node.inputs:
+                bits |= found.get(name, 0)
+            found[node.name] = bits
         return found
+
+    def upstream(self, node: str) -> frozenset[str]:
+        """The layers whose change changes the value of ``node``."""
+        return frozenset(name for name, bit in self._bits.items() if self.reach[node] & bit)
 
     @cached_property
     def worth_keeping(self) -> frozenset[str]:
@@ -222,10 +259,25 @@ class Graph:
         kept = {self.output}
         for node in self.nodes:
             for name in node.inputs:
-                if name in self.by_name and self.upstream[node.name] - self.upstream[name]:
+                if name in self.by_name and self.reach[node.name] & ~self.reach[name]:
                     kept.add(name)
         return frozenset(kept)
 
+    @cached_property
+    def made_of(self) -> Mapping[str, tuple[str, ...]]:
+        """For each value worth keeping, the nodes to compute when it is gone and all other kept values are there."""
+        return {name: self._between(name) for name in self.worth_keeping if name in self.by_name}
+
+    def _between(self, name: str) -> tuple[str, ...]:
+        found, pending = {name}, [name]
+        while pending:
+            for before in self.by_name[pending.pop()].inputs:
+                if before in self.by_name and before not in self.worth_keeping and before not in found:
+                    found.add(before)
+                    pending.append(before)
+        return tuple(found)
+
     def descendants(self, layer: str) -> frozenset[str]:
         """The nodes whose value changes when the layer called ``layer`` is quantized differently."""
-        return frozenset(name for name, layers in self.upstream.items() if layer in layers)
+        bit = self._bits[layer]
+        return frozenset(name for name, bits in self.reach.items() if bits & bit)

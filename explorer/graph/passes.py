@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explorer.graph.ir import Graph, Node, Ref, fill, redirect
+from explorer.graph.ir import Graph, Node, Ref, redirect
 from explorer.graph.ops import LAYER_OPS
 
 BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default")
@@ -25,7 +25,7 @@ def fold_constants(graph: Graph) -> Graph:
     for node in graph.nodes:
         if node.inputs and all(name in values for name in node.inputs) and node.name != graph.output:
             with torch.inference_mode():
-                value = node.target(*fill(node.args, values), **fill(dict(node.kwargs), values))
+                value = node.call(values)
             values[node.name] = value
             if isinstance(value, Tensor):
                 # A view would keep the whole parameter alive and share its memory.
@@ -57,7 +57,7 @@ def run(graph: Graph, images: Tensor) -> dict[str, Any]:
     values: dict[str, Any] = {**graph.constants, graph.input: images}
     with torch.inference_mode():
         for node in graph.nodes:
-            values[node.name] = node.target(*fill(node.args, values), **fill(dict(node.kwargs), values))
+            values[node.name] = node.call(values)
     return values
 
 
