@@ -173,8 +173,8 @@ def apply(tensor: Tensor, scheme: TensorScheme, params: QParams | None, axis: in
         return number.snap(tensor)
     assert params is not None
     grain = scheme.grain
-    scale = grain.expand(params.scale, tensor.shape, axis)
-    return fake_quantize_(tensor, scale, grain.expand(params.zero_point, tensor.shape, axis), params)
+    spread = params.spread(lambda number: grain.expand(number, tensor.shape, axis))
+    return fake_quantize_(tensor, *spread, params)
 
 
 def fake_quantize(tensor: Tensor, scheme: SchemeLike, axis: int = 0, name: str = "tensor") -> Tensor:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from explorer.calibrate.sample import Sample
-from explorer.errors import SchemeError, unknown
-from explorer.formats import Grid, QParams, fake_quantize_
+from explorer.errors import SchemeError
+from explorer.formats import Grid, QParams, entry_named, fake_quantize_
 
 Range = tuple[Tensor, Tensor]
 
@@ -366,11 +366,7 @@ def objective(name: str) -> Objective:
     >>> objective("percentile:99.9")
     Percentile(percent=99.9)
     """
-    word, _, number = str(name).partition(":")
-    key = f"{word}:P" if f"{word}:P" in OBJECTIVES else str(name)
-    if key not in OBJECTIVES:
-        raise SchemeError(unknown("objective", name, OBJECTIVES))
-    entry = OBJECTIVES[key]
+    entry, word, number = entry_named(name, OBJECTIVES, "objective")
     if not entry.parameter:
         return entry.build()
     try:

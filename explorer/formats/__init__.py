@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from explorer.errors import SchemeError, unknown
-from explorer.formats.base import MOST_VALUES, Format, IntegerFormat, check_finite
+from explorer.formats.base import MOST_VALUES, Format, IntegerFormat, check_finite, entry_named
 from explorer.formats.floating import FloatFormat
 from explorer.formats.granularity import GRANULARITIES, Channel, Granularity, granularity
 from explorer.formats.packing import pack, packed_bytes, unpack
@@ -44,6 +44,7 @@ __all__ = [
     "convention",
     "decode",
     "encode",
+    "entry_named",
     "fake_quantize_",
     "format_named",
     "granularity",

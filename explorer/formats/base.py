@@ -13,13 +13,17 @@ reproduced exactly.  NaN and infinity are errors (:func:`check_finite`); nothing
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from explorer.errors import TensorError
+from explorer.errors import SchemeError, TensorError, unknown
+
+Entry = TypeVar("Entry")
 
 # A listing longer than this is a drawing that nobody can read and an array that nobody wants.
 MOST_VALUES = 1 << 16
@@ -69,6 +73,31 @@ class IntegerFormat(Format):
     @property
     def values(self) -> np.ndarray:
         return np.arange(self.lowest, self.highest + 1, dtype=np.float64)
+
+
+def entry_named(name: str, table: Mapping[str, Entry], kind: str) -> tuple[Entry, str, str]:
+    """The entry of ``table`` for a name such as ``channel`` or ``group:4``, which stands there as ``group:N``.
+
+    Args:
+        name: a word, or a word, a colon and a number.
+        table: entries by word or by template.
+        kind: what the table lists, for the message.
+
+    Returns:
+        The entry, the word, and what follows the colon.
+
+    Raises:
+        SchemeError: for an unknown name, with the nearest one.
+
+    >>> entry_named("group:4", {"layer": 0, "group:N": 1}, "granularity")
+    (1, 'group', '4')
+    """
+    word, _, number = str(name).partition(":")
+    templates = {key.partition(":")[0]: key for key in table if ":" in key}
+    key = templates.get(word, str(name))
+    if key not in table:
+        raise SchemeError(unknown(kind, name, table))
+    return table[key], word, number
 
 
 def check_finite(tensor: Tensor, name: str) -> None:

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from explorer.errors import SchemeError, unknown
+from explorer.errors import SchemeError
+from explorer.formats.base import entry_named
 
 
 def _rows(tensor: Tensor, axis: int) -> Tensor:
@@ -245,11 +246,7 @@ def granularity(name: str) -> Granularity:
     >>> granularity("group:4")
     Group(size=4)
     """
-    word, _, size = str(name).partition(":")
-    key = f"{word}:N" if f"{word}:N" in GRANULARITIES else str(name)
-    if key not in GRANULARITIES:
-        raise SchemeError(unknown("granularity", name, GRANULARITIES))
-    entry = GRANULARITIES[key]
+    entry, word, size = entry_named(name, GRANULARITIES, "granularity")
     if not entry.sized:
         return entry.build()
     if not size.isascii() or not size.isdigit() or not 1 <= int(size) <= 1 << 31:

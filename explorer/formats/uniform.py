@@ -10,7 +10,9 @@ torch.ao.quantization observers; AIMET's quantization analyzers; NNCF's fake-qua
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,6 +21,12 @@ from explorer.errors import SchemeError, unknown
 from explorer.formats.base import IntegerFormat
 
 TINY = float(torch.finfo(torch.float32).tiny)
+# Elements that a thread takes through all passes at a time in tensors that do not fit the cache.
+PIECE = 1 << 20
+# A run of fewer neighbours that share a scale is not worth a vector loop of its own.
+SHORT_RUN = 32
+# Adding a tensor is faster than adding a Python number, of which every call makes a tensor.
+_ZERO = torch.zeros(())
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,8 @@ class ScaleRule:
     def __call__(self, scale: Tensor) -> Tensor:
         """The scale that is stored for the wanted ``scale`` (any shape, positive)."""
         if self.name == "pow2":
-            # log2 in double precision: exact for every float32 power of two.
-            return torch.exp2(torch.ceil(torch.log2(scale.double()))).float()
+            # log2 in double precision: exact for every float32 power of two; 2**127 is the largest of them.
+            return torch.exp2(torch.ceil(torch.log2(scale.double())).clamp(max=127)).float()
         return scale
 
 
@@ -226,6 +234,21 @@ class QParams:
         """The lowest and highest real value of each group, float32 ``(groups,)``."""
         return self.scale * (self.qmin - self.zero_point), self.scale * (self.qmax - self.zero_point)
 
+    @cached_property
+    def centre(self) -> int | None:
+        """The zero point where all groups share one, else None."""
+        lowest, highest = torch.aminmax(self.zero_point)
+        return int(lowest) if lowest == highest else None
+
+    def spread(self, expand: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Scale and zero point as they broadcast against values.
+
+        Args:
+            expand: takes one number a group, ``(groups,)``, to a tensor that broadcasts against the values.
+        """
+        zero_point = self.zero_point.view(-1)[0] if self.centre is not None else expand(self.zero_point)
+        return expand(self.scale), zero_point
+
     def where(self, mask: Tensor, other: QParams) -> QParams:
         """These parameters where ``mask`` (groups,), the others' elsewhere.
 
@@ -257,17 +280,61 @@ def fake_quantize_(
 ) -> Tensor:
     """``decode(encode(values))`` without the integers in between, into ``out`` (may be ``values``).
 
-    ``scale`` and ``zero_point`` broadcast against ``values``.
+    ``scale`` and ``zero_point`` broadcast against ``values``; ``out`` has the shape of ``values``.
     """
-    out = torch.mul(values, 1.0 / scale, out=out) if params.reciprocal else torch.div(values, scale, out=out)
-    low, high = params.qmin - zero_point, params.qmax - zero_point
-    out.round_()
+    out = torch.empty_like(values) if out is None else out
     if zero_point.numel() == 1:
-        out.clamp_(int(low), int(high))
+        zero = int(zero_point)
+        bounds: tuple[float, float] | None = (params.qmin - zero, params.qmax - zero)
+        tensors: tuple[Tensor, ...] = (scale,)
     else:
-        torch.clamp(out, low.to(out.dtype), high.to(out.dtype), out=out)
-    # + 0.0 is not needed for the value but turns -0.0, which codes cannot tell from 0.0, into 0.0.
-    return out.add_(0.0).mul_(scale)
+        bounds = None
+        tensors = scale, *((code - zero_point).to(out.dtype) for code in (params.qmin, params.qmax))
+    for part, result, step, *borders in _pieces(values, out, *tensors):
+        if params.reciprocal:
+            torch.mul(part, 1.0 / step, out=result)
+        else:
+            torch.div(part, step, out=result)
+        result.round_()
+        if bounds is not None:
+            result.clamp_(*bounds)
+        else:
+            # Two passes with one border each are vector loops; clamp with borders that differ is not.
+            torch.maximum(result, borders[0], out=result)
+            torch.minimum(result, borders[1], out=result)
+        # + 0.0 is not needed for the value but turns -0.0, which codes cannot tell from 0.0, into 0.0.
+        result.add_(_ZERO).mul_(step)
+    return out
+
+
+def _pieces(values: Tensor, out: Tensor, *params: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """``values``, ``out`` and the parameters that broadcast against them, cut alike along the first axes."""
+    params = tuple(_runs_joined(param, values.shape) for param in params)
+    size = PIECE * torch.get_num_threads()
+    if values.numel() <= size:
+        yield values, out, *params
+    elif all(param.numel() == 1 for param in params) and values.is_contiguous() and out.is_contiguous():
+        for part, result in zip(values.view(-1).split(size), out.view(-1).split(size), strict=True):
+            yield part, result, *(param.reshape(()) for param in params)
+    else:
+        rows = max(1, size * len(values) // values.numel())
+        lists = [tensor.split(rows) for tensor in (values, out)]
+        for param in params:
+            apart = param.dim() == values.dim() and len(param) > 1
+            lists.append(param.split(rows) if apart else (param,) * len(lists[0]))
+        yield from zip(*lists, strict=True)
+
+
+def _runs_joined(param: Tensor, shape: torch.Size) -> Tensor:
+    """``param`` written out over all but the first axis where only a few neighbours share a number."""
+    if param.numel() == 1 or param.dim() != len(shape) or len(param) > 1 or shape[0] == 1:
+        return param
+    run = 1
+    for own, size in zip(param.shape[::-1], shape[::-1], strict=True):
+        if own > 1:
+            break
+        run *= size
+    return param.expand(1, *shape[1:]).contiguous() if 1 < run < SHORT_RUN else param
 
 
 def convention(name: str) -> Convention:

@@ -29,9 +29,8 @@ def quantize_activation(values: Tensor, scheme: TensorScheme, params: QParams | 
     if params is None:
         return _dynamic(values, scheme, grain, channel)
     channel %= values.dim()
-    scale = grain.expand(params.scale, values.shape, channel)
-    zero_point = grain.expand(params.zero_point, values.shape, channel)
-    return fake_quantize_(values, scale, zero_point, params)
+    spread = params.spread(lambda number: grain.expand(number, values.shape, channel))
+    return fake_quantize_(values, *spread, params)
 
 
 def _dynamic(values: Tensor, scheme: TensorScheme, grain: Granularity, channel: int) -> Tensor:
@@ -50,8 +49,8 @@ def _dynamic(values: Tensor, scheme: TensorScheme, grain: Granularity, channel: 
     rules = replace(rules, unsigned=False, group_floor=(0.0, rules.group_floor[1]))
     grid = replace(scheme.grid, convention=rules)
     params = fit(Sample.of(rows, cut, 0), grid, MinMax())
-    scale = cut.expand(params.scale, rows.shape, 0)
-    out = fake_quantize_(rows, scale, cut.expand(params.zero_point, rows.shape, 0), params)
+    spread = params.spread(lambda number: cut.expand(number, rows.shape, 0))
+    out = fake_quantize_(rows, *spread, params)
     return (
         out.reshape(values.shape) if grain.name == "layer" else out.reshape(moved.shape).movedim(-1, channel)
     )

@@ -337,3 +337,34 @@ def test_any_tensor_under_any_scheme(tensor: Tensor, scheme: TensorScheme) -> No
     assert result.payload_bytes == len(result.pack())
     params = fit_tensor(tensor, scheme, 0) if scheme.scaled else None
     assert torch.equal(apply(values, scheme, params, 0), values)
+
+
+# --- fake quantization in pieces ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grain", ["layer", "channel", "group:2", "subchannel:3"])
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("shape", [(9, 4), (4, 5, 3, 3), (1, 6, 5), (3, 4, 7, 7)], ids=str)
+def test_pieces_join_to_the_whole(
+    shape: tuple[int, ...], axis: int, symmetric: bool, grain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few elements go through the passes at a time, in any order of axes, codes say the same."""
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    scheme = TensorScheme("int4", grain, symmetric, objective="percentile:90")
+    for values in (tensor, tensor.transpose(0, 1)):
+        exact = quantize(values, scheme, axis).values()
+        for piece in (1, 7, 40):
+            monkeypatch.setattr("explorer.formats.uniform.PIECE", piece)
+            assert torch.equal(bits(fake_quantize(values, scheme, axis)), bits(exact)), piece
+
+
+def test_the_largest_numbers_have_a_power_of_two_for_a_scale() -> None:
+    """The next power of two above 2**127 is no float32 number."""
+    for name in ("int2", "uint2"):
+        params = fit_tensor(
+            torch.tensor([3e38, -2e38, 0.0]), TensorScheme(name, "layer", scale="pow2", narrow=True), 0
+        )
+        assert params.scale.item() == 2.0**127
+    result = quantize(torch.tensor([3e38, -2e38, 0.0]), TensorScheme("int2", "layer", scale="pow2"))
+    assert result.values().tolist() == [2.0**127, -(2.0**127), 0.0]
