@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -176,6 +177,56 @@ def test_an_edit_computes_its_descendants_and_nothing_else(build: Build) -> None
                     engine.run(base, batch)
                     engine.run(changed, batch)
                     assert not engine.computed
+
+
+@NETS
+def test_leaving_out_and_adding_up_compute_descendants_only(build: Build) -> None:
+    """Each layer put back to float from a recipe that is there; and layer 1, then 1 and 2, ...: batch by batch."""
+    graph, names = captured(build), layer_names(build)
+    batches = [batch_of(build, seed) for seed in (3, 4, 5)]
+    off = {"weight": {"format": "fp32"}, "input": {"mode": "off"}}
+
+    def counts(engine: Engine, recipe: Recipe) -> list[Counter[str]]:
+        found = []
+        for batch in batches:
+            engine.computed.clear()
+            result = engine.run(planned(build, recipe), batch)[graph.output]
+            found.append(Counter(engine.computed))
+            assert torch.equal(result, cold(build, recipe, batch))
+        return found
+
+    engine = Engine(graph, Store(LARGE))
+    counts(engine, W8A8)
+    for name in names:
+        assert counts(engine, W8A8.with_layer(name, **off)) == [Counter(graph.descendants(name))] * 3
+    engine = Engine(graph, Store(LARGE))
+    cumulative = Recipe.preset("fp32")
+    counts(engine, cumulative)
+    for name in names:
+        config = W8A8.config(name)
+        cumulative = cumulative.with_layer(name, weight=config.weight, input=config.input)
+        assert counts(engine, cumulative) == [Counter(graph.descendants(name))] * 3
+    # All layers one by one are the recipe for all.
+    assert counts(engine, W8A8) == [Counter()] * 3
+
+
+def test_values_come_one_by_one() -> None:
+    """Whoever goes through many values holds one at a time; those that are there come as they are."""
+    graph, batch = captured(Residual), batch_of(Residual)
+    base = planned(Residual, W8A8)
+    names = [graph.input, *(node.name for node in graph.nodes)]
+    for engine in (Engine(graph, Store(1)), Engine(graph, Store(LARGE))):
+        expected = engine.run(base, batch, names)
+        for _ in range(2):
+            found = dict(engine.values(base, batch, names))
+            assert set(found) == set(names) and all(torch.equal(found[n], expected[n]) for n in names)
+    held: list[weakref.ref[Tensor]] = []
+    most = 0
+    for _, value in Engine(graph, Store(1)).values(base, batch, names):
+        held.append(weakref.ref(value))
+        del value
+        most = max(most, sum(reference() is not None for reference in held))
+    assert most <= 5
 
 
 @NETS

@@ -11,6 +11,7 @@ from explorer.errors import ModelError, TensorError
 from explorer.graph import Graph, Layer, capture
 from explorer.graph.capture import run
 from explorer.graph.ops import LAYER_OPS, REASONS, reason_for
+from explorer.graph.repeat import check_repeatable
 from tests.nets import SHAPES, Attention, Perceptron, Residual, captured, images, ready
 
 
@@ -355,7 +356,7 @@ REFUSED = [
     ("a dictionary", lambda m, x: {"out": m.part(x)}, "result is a dict; it must be one tensor"),
     ("unchanged", lambda m, x: x, "returns its input or a parameter unchanged"),
     ("wrong shape", lambda m, x: m.part(x)[:, :, None], "has shape (4, 2, 1); it must be (images, classes)"),
-    ("random", lambda m, x: m.part(x) + torch.rand_like(m.part(x)), "it may draw random numbers"),
+    ("random", lambda m, x: m.part(x) + torch.rand_like(m.part(x)), "The node 'rand_like' (aten.rand_like.default, at"),
 ]  # fmt: skip
 
 
@@ -367,6 +368,45 @@ def test_networks_that_cannot_be_captured_are_refused(way, message: str) -> None
     assert message in text and "\n" not in text and len(text) < 400
     if way in (loops, fails):
         assert "test_graph.py, line " in text, "the line of the user's code is named"
+
+
+@torch.library.custom_op("tests::counted", mutates_args=())
+def counted(x: Tensor) -> Tensor:
+    """An operator that keeps state between calls."""
+    CALLS.append(1)
+    return x + len(CALLS)
+
+
+@counted.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+CALLS: list[int] = []
+CHANGING = [
+    ("native_dropout", lambda m, x: m.part(F.dropout(x, 0.5, True))),
+    ("bernoulli", lambda m, x: m.part(x).sigmoid().bernoulli()),
+    ("counted", lambda m, x: counted(m.part(x)).relu()),
+    ("rand_like", lambda m, x: m.part(x) + torch.rand_like(m.part.bias)),
+    ("rand", lambda m, x: m.part(x * float(torch.rand(1)))),
+]
+
+
+@pytest.mark.parametrize(("node", "way"), CHANGING, ids=[node for node, _ in CHANGING])
+def test_what_changes_from_call_to_call_is_named(node: str, way) -> None:  # type: ignore[no-untyped-def]
+    """The first node that differs, its operator and the user's line, not what comes after it."""
+    module = made(way, part=nn.Linear(5, 2))
+    words = rf"^The node '{node}' \(\w+\.{node}\.\w+, at .*test_graph\.py:\d+\) gives another value each time"
+    with pytest.raises(ModelError, match=words):
+        capture(module, images((5,)))
+
+
+def test_a_graph_is_checked_on_any_batch() -> None:
+    """NaN is like itself; what has not been written yet is nobody's value."""
+    graph = capture(made(lambda m, x: m.part(x).log().nan_to_num(), part=nn.Linear(5, 2)), images((5,)))
+    check_repeatable(graph, images((5,), 6, seed=4))
+    filled = made(lambda m, x: m.part(x) + torch.empty_like(x[:, :2]).fill_(3), part=nn.Linear(5, 2))
+    assert capture(filled, images((5,)))
 
 
 def test_training_mode_is_refused() -> None:

@@ -21,6 +21,7 @@ from explorer.formats import check_finite
 from explorer.graph.ir import Graph, Node, Ref
 from explorer.graph.layers import find_layers
 from explorer.graph.passes import fold_batch_norm, fold_constants, run, with_shapes
+from explorer.graph.repeat import check_repeatable
 
 # A view asks for strides that only the layout at capture had; a reshape gives the same values for any.
 _SAME_VALUES = {
@@ -42,7 +43,8 @@ def capture(module: nn.Module, example: Tensor, fold: bool = True) -> Graph:
         fold: fold each BatchNorm into the convolution or linear layer before it.
 
     Raises:
-        ModelError: when the network cannot be captured, with the reason and the line of its code.
+        ModelError: when the network cannot be captured, or does not give the same twice, with the reason and the
+            line of its code.
         TensorError: when a weight holds NaN or infinity.
 
     >>> graph = capture(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), torch.zeros(1, 1, 2, 2))
@@ -65,6 +67,7 @@ def capture(module: nn.Module, example: Tensor, fold: bool = True) -> Graph:
     if fold:
         graph = with_shapes(fold_batch_norm(graph), pair)
     graph = replace(graph, layers=find_layers(graph))
+    check_repeatable(graph, pair)
     _compare(graph, pair, expected)
     return graph
 

@@ -57,17 +57,19 @@ class Calibration:
             if not missing:
                 return
             tallies: dict[Question, GrowingHistogram] = {}
+            asked: dict[str, list[Question]] = {}
+            for question in missing:
+                asked.setdefault(question[0], []).append(question)
             for batch in self._batches():
-                values = self.engine.run(self.plan, batch, {q[0] for q in missing}, keep=False)
-                for question in missing:
-                    name, grain_name, channel = question
-                    value = values[name].float()
+                for name, value in self.engine.values(self.plan, batch, asked, keep=False):
+                    value = value.float()
                     check_finite(value, f"activation {name!r}")
-                    grain = TensorScheme(granularity=grain_name).grain
-                    matrix, _ = grain.matrix(value, channel % value.dim())
-                    if question not in tallies:
-                        tallies[question] = GrowingHistogram(len(matrix))
-                    tallies[question].add(matrix)
+                    for question in asked[name]:
+                        grain = TensorScheme(granularity=question[1]).grain
+                        matrix, _ = grain.matrix(value, question[2] % value.dim())
+                        if question not in tallies:
+                            tallies[question] = GrowingHistogram(len(matrix))
+                        tallies[question].add(matrix)
             if not tallies:
                 raise DataError("There are no calibration images; activations need some to set their ranges.")
             for question, tally in tallies.items():

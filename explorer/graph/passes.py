@@ -12,6 +12,7 @@ from torch import Tensor
 
 from explorer.graph.ir import Graph, Node, Ref, redirect
 from explorer.graph.ops import LAYER_OPS
+from explorer.graph.repeat import compute_twice
 
 BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default")
 
@@ -25,7 +26,7 @@ def fold_constants(graph: Graph) -> Graph:
     for node in graph.nodes:
         if node.inputs and all(name in values for name in node.inputs) and node.name != graph.output:
             with torch.inference_mode():
-                value = node.call(values)
+                value = compute_twice(node, values)
             values[node.name] = value
             if isinstance(value, Tensor):
                 # A view would keep the whole parameter alive and share its memory.
