@@ -20,8 +20,9 @@ from explorer.errors import ExplorerError
 from explorer.recipe import PRESETS
 from explorer.session import Session
 from explorer.sources import ZOO, atomic_write, load_recipe
-from explorer.study import MEASURES, METHODS, TENSOR_CHOICES, Evaluation
+from explorer.study import MEASURES, METHODS, TENSOR_CHOICES, Comparison, Evaluation
 from explorer.study.evaluate import finite
+from explorer.study.metrics import Interval
 from explorer.subject import DEFAULT_MODEL
 
 T = TypeVar("T")
@@ -81,11 +82,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     limited = argparse.ArgumentParser(add_help=False)
     limited.add_argument("--limit", type=_positive, metavar="N", help="evaluate on N images (default: all)")
+    narrow = argparse.ArgumentParser(add_help=False)
+    narrow.add_argument(
+        "--interval",
+        type=float,
+        metavar="W",
+        help="stop when the 95%% interval of the difference is W wide, as a share: 0.02 is two points",
+    )
 
     commands.add_parser("layers", parents=[common, answer], help="list the layers under a recipe")
     commands.add_parser(
-        "evaluate", parents=[common, answer, limited], help="what a recipe does to accuracy, size and SQNR"
+        "evaluate",
+        parents=[common, answer, limited, narrow],
+        help="what a recipe does to accuracy, size and SQNR",
     )
+    against = commands.add_parser(
+        "compare", parents=[common, answer, limited, narrow], help="which of two recipes does better"
+    )
+    against.add_argument("--against", required=True, metavar="R", help="the other recipe: a preset or a file")
     sweep = commands.add_parser(
         "sensitivity", parents=[common, answer, limited], help="which layer suffers under which format"
     )
@@ -185,29 +199,76 @@ def _percent(share: float) -> str:
 
 def _evaluate(session: Session, options: argparse.Namespace) -> None:
     total = session.subject.evaluation.count(options.limit)
-    result: Evaluation = _last(session.evaluate_steps(images=options.limit), total, lambda e: e.images)
+    steps = session.evaluate_steps(None, options.limit, options.interval)
+    result: Evaluation = _last(steps, total, lambda e: e.images)
     if not _write(result.to_dict(), options.json):
         return
-    name = "agreement with float" if result.agreement else "top-1"
-    low, high = result.top1_interval
-    below, above = result.delta_interval
-    print(f"{result.model} on {result.images:,} images of {result.data}; ranges from {result.calibration}")
-    print(f"  {name:<22}{_percent(result.top1)}   95% interval {_percent(low)} to {_percent(high)}")
-    print(f"  {'float':<22}{_percent(result.top1_float)}")
-    print(
-        f"  {'difference, paired':<22}{100 * result.delta:+.2f} points   95% interval {100 * below:+.2f} to "
-        f"{100 * above:+.2f}   ({result.lost} right to wrong, {result.won} wrong to right)"
-    )
+    print(f"{result.model} on {_seen(result)}; ranges from {result.calibration}")
+    _line(_accuracy_name(result), _percent(result.top1), _interval(result.top1_interval, _percent))
+    _line("float", _percent(result.top1_float))
+    flips = f"   ({result.lost} right to wrong, {result.won} wrong to right)"
+    _line("difference, paired", _points(result.delta), _interval(result.delta_interval, _points) + flips)
     if result.loss is not None and result.loss_float is not None:
-        print(f"  {'loss':<22}{result.loss:.4f} nats   float {result.loss_float:.4f}")
-    print(f"  {'KL to float':<22}{result.kl:.3g} nats")
-    print(f"  {'output SQNR':<22}{result.output_sqnr_db:.2f} dB")
+        _line("loss", f"{result.loss:.4f} nats", f"float {result.loss_float:.4f}")
+    _line("KL to float", f"{result.kl:.3g} nats", _interval(result.kl_interval, "{:.3g}".format))
+    sqnr = _interval(result.output_sqnr_interval, "{:.2f}".format)
+    _line("output SQNR", f"{result.output_sqnr_db:.2f} dB", sqnr)
     ratio = result.size_bytes_float / result.size_bytes
-    print(
-        f"  {'size':<22}{result.size_bytes:,} bytes   float {result.size_bytes_float:,} ({ratio:.2f} times)"
-    )
+    _line("size", f"{result.size_bytes:,} bytes", f"float {result.size_bytes_float:,} ({ratio:.2f} times)")
     ratio = result.bops_float / max(result.bops, 1)
-    print(f"  {'BOPs for one image':<22}{result.bops:,}   float {result.bops_float:,} ({ratio:.2f} times)")
+    _line("BOPs for one image", f"{result.bops:,}", f"float {result.bops_float:,} ({ratio:.2f} times)")
+
+
+def _compare(session: Session, options: argparse.Namespace) -> None:
+    total = session.subject.evaluation.count(options.limit)
+    steps = session.compare_steps(
+        session.recipe, load_recipe(options.against), options.limit, options.interval
+    )
+    result: Comparison = _last(steps, total, lambda c: c.images)
+    if not _write(result.to_dict(), options.json):
+        return
+    print(f"{result.model}, {options.recipe} against {options.against}, on {_seen(result)}")
+    _line(_accuracy_name(result), f"{_percent(result.a.top1)} against {_percent(result.b.top1)}")
+    flips = f"   ({result.won} right only in the first, {result.lost} only in the second)"
+    _line("difference, paired", _points(result.delta), _interval(result.delta_interval, _points) + flips)
+    nats = "{:+.3g}".format
+    _line("KL to float", f"{result.kl_delta:+.3g} nats", _interval(result.kl_interval, nats))
+    if result.loss_delta is not None and result.loss_interval is not None:
+        _line("loss", f"{result.loss_delta:+.3g} nats", _interval(result.loss_interval, nats))
+    _line("size", f"{result.size_delta:+,} bytes", f"{result.a.size_bytes:,} against {result.b.size_bytes:,}")
+    _line("BOPs for one image", f"{result.bops_delta:+,}", f"{result.a.bops:,} against {result.b.bops:,}")
+    for difference in result.differences:
+        print(f"  {difference}")
+    print(result.verdict)
+
+
+def _seen(result: Evaluation | Comparison) -> str:
+    """How many images, and why not more."""
+    text = f"{result.images:,} images of {result.data}"
+    if result.interval_target is None:
+        return text
+    if not result.complete:
+        return f"{text} (the interval is {result.stopped})"
+    low, high = result.delta_interval
+    wide = high - low > result.interval_target
+    return f"{text} (all, and the interval is still wider than asked)" if wide else text
+
+
+def _accuracy_name(result: Evaluation | Comparison) -> str:
+    return "agreement with float" if result.agreement else "top-1"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.2f} points"
+
+
+def _interval(interval: Interval, shown: Callable[[float], str]) -> str:
+    low, high = interval
+    return f"95% interval {shown(low)} to {shown(high)}"
+
+
+def _line(name: str, value: str, note: str = "") -> None:
+    print(f"  {name:<22}{value}{'   ' + note if note else ''}")
 
 
 def _sensitivity(session: Session, options: argparse.Namespace) -> None:
@@ -237,6 +298,7 @@ def _serve(options: argparse.Namespace) -> None:
 QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], None]] = {
     "layers": _layers,
     "evaluate": _evaluate,
+    "compare": _compare,
     "sensitivity": _sensitivity,
 }
 

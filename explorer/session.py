@@ -20,14 +20,17 @@ from explorer.recipe import Recipe, TensorScheme
 from explorer.sources import LoadedModel, Preprocess
 from explorer.study import (
     METHODS,
+    Comparison,
     Evaluation,
     Histogram,
+    compare_steps,
     evaluate_steps,
     histogram_of,
     layer_reports,
     rows_for,
     sensitivity_steps,
 )
+from explorer.study.evaluate import check_interval
 from explorer.study.histogram import clipped_share
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
 from explorer.tensor import SchemeLike, apply, as_scheme, fit_tensor
@@ -235,33 +238,97 @@ class Session:
         table["weight_sqnr_db"] = table["weight_sqnr_db"].astype(float)
         return table
 
+    def _chosen(self, recipe: Recipe | str | None) -> Recipe:
+        if recipe is None:
+            return self.recipe
+        return self._checked(Recipe.preset(recipe) if isinstance(recipe, str) else recipe)
+
     def evaluate_steps(
-        self, recipe: Recipe | str | None = None, images: int | None = None
+        self,
+        recipe: Recipe | str | None = None,
+        images: int | None = None,
+        interval: float | None = None,
     ) -> Iterator[Evaluation]:
         """Better and better evaluations of a recipe (the present one if None), one after each batch.
 
+        Args:
+            recipe: a recipe or a preset's name.
+            images: how many images at most, None for all.
+            interval: end as soon as the 95% interval of the difference to float is as narrow as this share
+                (0.01 is one point), though not before 200 images.
+
         Raises:
             RecipeError: when the recipe does not fit the network.
-            DataError: when images or labels do not fit the network.
+            DataError: when images or labels do not fit the network, an image cannot be read, or the
+                interval is no width above 0 and up to 2.
         """
-        recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
-        recipe = self.recipe if recipe is None else self._checked(recipe)
-        stream = self.subject.evaluation
+        check_interval(interval)
+        chosen, stream = self._chosen(recipe), self.subject.evaluation
         yield from evaluate_steps(
             self.engine,
-            self.plan(recipe),
+            self.plan(chosen),
             self.subject.floats,
-            recipe,
+            chosen,
             stream.batches(images),
             stream.count(images),
             self.model_name,
             self.data_name,
             self.subject.calibration_name,
+            interval,
         )
 
-    def evaluate(self, recipe: Recipe | str | None = None, images: int | None = None) -> Evaluation:
-        """The evaluation of a recipe on ``images`` images (all if None)."""
-        return deque(self.evaluate_steps(recipe, images), maxlen=1)[0]
+    def evaluate(
+        self,
+        recipe: Recipe | str | None = None,
+        images: int | None = None,
+        interval: float | None = None,
+    ) -> Evaluation:
+        """The last of the evaluations of a recipe; see :meth:`evaluate_steps`."""
+        return deque(self.evaluate_steps(recipe, images, interval), maxlen=1)[0]
+
+    def compare_steps(
+        self,
+        recipe_a: Recipe | str,
+        recipe_b: Recipe | str | None = None,
+        images: int | None = None,
+        interval: float | None = None,
+    ) -> Iterator[Comparison]:
+        """Sharper and sharper comparisons of two recipes on the same images, one after each batch.
+
+        Args:
+            recipe_a: a recipe or a preset's name.
+            recipe_b: what it is compared with, the present recipe if None.
+            images: how many images at most, None for all.
+            interval: end as soon as the 95% interval of the difference is as narrow as this share.
+
+        Raises:
+            RecipeError, DataError: as in :meth:`evaluate_steps`.
+        """
+        check_interval(interval)
+        recipes, stream = (self._chosen(recipe_a), self._chosen(recipe_b)), self.subject.evaluation
+        yield from compare_steps(
+            self.engine,
+            (self.plan(recipes[0]), self.plan(recipes[1])),
+            self.subject.floats,
+            recipes,
+            stream.batches(images),
+            stream.count(images),
+            self.total_images,
+            self.model_name,
+            self.data_name,
+            self.subject.calibration_name,
+            interval,
+        )
+
+    def compare(
+        self,
+        recipe_a: Recipe | str,
+        recipe_b: Recipe | str | None = None,
+        images: int | None = None,
+        interval: float | None = None,
+    ) -> Comparison:
+        """The last of the comparisons of two recipes; see :meth:`compare_steps`."""
+        return deque(self.compare_steps(recipe_a, recipe_b, images, interval), maxlen=1)[0]
 
     def sensitivity_steps(
         self,

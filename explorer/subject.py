@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from explorer.errors import DataError
 from explorer.graph import Batch, Calibration, Disk, Engine, Graph, Layer, Plan, Store, capture, plan
 from explorer.graph.memory import free_bytes
 from explorer.recipe import Recipe, TensorScheme
+from explorer.sources import Batch as Images
 from explorer.sources import Data, LoadedModel, Preprocess, check_shape, load_data, load_model
 from explorer.study import Examples
 from explorer.study.metrics import ErrorSums
@@ -47,6 +48,20 @@ def _store_for(budget: int | None, folder: str | os.PathLike[str] | None) -> Sto
         return shared_store()
     disk = None if folder is None else Disk(folder, kinds=(ErrorSums,))
     return Store(default_budget() if budget is None else budget, disk)
+
+
+def _read(data: Data, indices: Sequence[int]) -> Images:
+    """The images at ``indices``; what a user's own data raise becomes a DataError that names the image."""
+    try:
+        return data.read(indices)
+    except DataError:
+        raise
+    except Exception as error:
+        for index in indices if len(indices) > 1 else ():
+            _read(data, [index])
+        # Each by itself could be read, or there is one only.
+        which = f"image {indices[0]}" if len(indices) == 1 else f"images {min(indices)} to {max(indices)}"
+        raise DataError(f"Reading {which} of {data.name} failed: {type(error).__name__}: {error}.") from error
 
 
 class Stream:
@@ -87,8 +102,9 @@ class Stream:
         with self._lock:
             if (start, stop) in self._held:
                 return self._held[start, stop]
-        read = self.data.read(self._order[start:stop])
-        examples = Examples(Batch.of(read.images), read.labels)
+        indices = tuple(self._order[start:stop])
+        read = _read(self.data, indices)
+        examples = Examples(Batch.of(read.images), read.labels, indices)
         size = read.images.numel() * read.images.element_size()
         with self._lock:
             if self._bytes + size <= _HELD_BYTES:

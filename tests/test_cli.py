@@ -24,6 +24,9 @@ def net():
 def data():
     return images()
 
+def many():
+    return images(1200)
+
 def branches():
     class Branches(torch.nn.Module):
         def forward(self, x):
@@ -86,6 +89,27 @@ def test_evaluate(folder, tmp_path):
     assert "int4" in out["layers"][1]["weight"] and "int8" in out["layers"][2]["weight"]
 
 
+def test_evaluate_until_the_interval_is_narrow(folder, capsys):
+    command = ["evaluate", "--model", f"{folder}/mine.py:net", "--data", f"{folder}/mine.py:many"]
+    assert main([*command, "--recipe", "w2a8", "--interval", "0.15", "--json", "-"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["stopped"] == "narrow enough" and 200 <= out["images"] < out["total_images"]
+    assert out["delta_interval"][1] - out["delta_interval"][0] <= out["interval_target"] == 0.15
+    assert [flip["index"] for flip in out["lost_images"]] and len(out["lost_images"]) == out["lost"]
+    assert main([*command, "--interval", "0.001"]) == 0
+    assert "still wider than asked" in capsys.readouterr().out
+
+
+def test_compare(folder, tmp_path, capsys):
+    command = ["compare", *of(folder), "--recipe", "w8a8", "--against", f"{folder}/recipe.yaml"]
+    assert main([*command, "--json", f"{tmp_path}/out.json"]) == 0
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert out["layers"] == ["mid"] and out["a"]["top1"] - out["b"]["top1"] == pytest.approx(out["delta"])
+    assert out["size_delta"] > 0 and out["verdict"] in capsys.readouterr().out
+    assert main(["compare", *of(folder), "--against", "w8a8"]) == 0
+    assert "the same for this network" in capsys.readouterr().out
+
+
 def test_sensitivity(folder, tmp_path):
     command = ["sensitivity", *of(folder, "images.npz"), "--formats", "int8,int2", "--measure", "sqnr"]
     assert main([*command, "--json", f"{tmp_path}/out.json"]) == 0
@@ -121,6 +145,8 @@ def test_json_to_standard_output_is_nothing_but_json(folder, capsys):
         (["--model", "fashion-lenet5", "--checkpoint", "{}/net.safetensors"], "another network"),
         (["--preprocess", "mean=a"], "mean"),
         (["--json", "{}/nowhere/out.json"], "cannot be written"),
+        (["--interval", "0"], "above 0 and up to 2, as a share, not 0.0; 0.02"),
+        (["--interval", "nan"], "not nan"),
     ],
 )
 def test_bad_input_gets_one_sentence(folder, capsys, arguments, sentence):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from explorer.study.evaluate import Evaluation, Examples, LayerReport, evaluate_steps, layer_reports
+from explorer.study.compare import Comparison, compare_steps
+from explorer.study.evaluate import Evaluation, Examples, Flip, LayerReport, evaluate_steps, layer_reports
 from explorer.study.histogram import Histogram, histogram_of
-from explorer.study.metrics import ErrorSums, mean_interval, paired, wilson
+from explorer.study.metrics import ErrorSums, mean_interval, paired, skewed_interval, wilson
 from explorer.study.sensitivity import MEASURES, METHODS, TENSOR_CHOICES, rows_for, sensitivity_steps
 
 __all__ = [
     "MEASURES",
     "METHODS",
     "TENSOR_CHOICES",
+    "Comparison",
     "ErrorSums",
     "Evaluation",
     "Examples",
+    "Flip",
     "Histogram",
     "LayerReport",
+    "compare_steps",
     "evaluate_steps",
     "histogram_of",
     "layer_reports",
@@ -23,5 +27,6 @@ __all__ = [
     "paired",
     "rows_for",
     "sensitivity_steps",
+    "skewed_interval",
     "wilson",
 ]

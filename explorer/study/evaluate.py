@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,31 @@ from explorer.graph.engine import params_key, weight_key
 from explorer.graph.fakequant import quantize_activation
 from explorer.graph.ir import digest
 from explorer.recipe import Recipe
-from explorer.study.metrics import ErrorSums, Interval, mean_interval, paired, wilson
+from explorer.study.metrics import (
+    ErrorSums,
+    Interval,
+    mean_interval,
+    paired,
+    ratio_db_interval,
+    skewed_interval,
+    wilson,
+)
+
+# An evaluation does not stop before so many images, however wide the interval may be.
+MINIMUM_IMAGES = 200
+NARROW, ALL = "narrow enough", "all images"
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """One batch and what is known to be right: int64 ``(images,)``, or None where nobody knows."""
+    """One batch and what is known to be right: int64 ``(images,)``, or None where nobody knows.
+
+    ``indices`` are the images' numbers in the data set.
+    """
 
     batch: Batch
     labels: Tensor | None
+    indices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,27 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class Flip:
+    """An image that is classified rightly on one side only.
+
+    Args:
+        index: its number in the data set.
+        label: what is right; None where there are no labels and the float network's class counts as right.
+        before: the class without the change (in float, or under the other recipe).
+        after: the class with it.
+        confidence_before: the probability that the network gives to ``before``.
+        confidence_after: the same for ``after``.
+    """
+
+    index: int
+    label: int | None
+    before: int
+    after: int
+    confidence_before: float
+    confidence_after: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What a recipe does to the network, on the images so far.
 
@@ -60,7 +97,7 @@ class Evaluation:
         top1_interval: its 95% interval (Wilson).
         top1_float: the float network's on the same images.
         delta: ``top1 - top1_float``.
-        delta_interval: its 95% interval from the same images, paired (Bonett and Price).
+        delta_interval: its 95% interval from the same images, paired (Tango).
         won: images that went from wrong to right.
         lost: images that went from right to wrong.
         loss: mean cross-entropy; None without labels.
@@ -70,8 +107,15 @@ class Evaluation:
         size_bytes: of the stored network.
         bops: bit operations for one image.
         layers: in the order of execution.
-        agreement: no labels were known.
+        agreement: no labels were known, so that top-1 is the agreement with the float network.
         calibration: which images have set the fixed ranges of activations.
+        stopped: why it ended, ``narrow enough`` or ``all images``; empty while it runs.
+        interval_target: the width of ``delta_interval`` at which it ends before all images are seen.
+        won_images: the images that ``won`` counts.
+        lost_images: the images that ``lost`` counts.
+        loss_delta: ``loss - loss_float``; None without labels.
+        loss_interval: its 95% interval from the same images, paired.
+        output_sqnr_interval: 95%, dB.
     """
 
     model: str
@@ -99,6 +143,13 @@ class Evaluation:
     bops_float: int
     layers: tuple[LayerReport, ...]
     calibration: str = ""
+    stopped: str = ""
+    interval_target: float | None = None
+    won_images: tuple[Flip, ...] = ()
+    lost_images: tuple[Flip, ...] = ()
+    loss_delta: float | None = None
+    loss_interval: Interval | None = None
+    output_sqnr_interval: Interval = (-math.inf, math.inf)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, in which infinite numbers are null."""
@@ -116,6 +167,11 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def right_classes(reference: Tensor, labels: Tensor | None) -> Tensor:
+    """The labels; where there are none, the classes of the float network's results (images, classes)."""
+    return reference.argmax(1) if labels is None else labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +192,7 @@ class Scores:
         result, reference = result.double(), reference.double()
         log_p, log_q = F.log_softmax(reference, 1), F.log_softmax(result, 1)
         divergence = (log_p.exp() * (log_p - log_q)).sum(1).clamp(min=0)
-        target = reference.argmax(1) if labels is None else labels
+        target = right_classes(reference, labels)
         if labels is not None and len(labels) and int(labels.max()) >= result.shape[1]:
             raise DataError(
                 f"The labels reach {int(labels.max())} but the network tells {result.shape[1]} classes apart "
@@ -171,6 +227,67 @@ class Scores:
         return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
+class ScoreList:
+    """Scores that grow batch by batch, without copying at each batch what was there before.
+
+    >>> one = Scores(*np.ones((7, 2)))
+    >>> scores = ScoreList()
+    >>> scores.append(one), scores.append(one), len(scores.all.right)
+    (None, None, 4)
+    """
+
+    def __init__(self) -> None:
+        self._rows = np.empty((len(Scores.__dataclass_fields__), 256))
+        self._count = 0
+
+    def append(self, more: Scores) -> None:
+        """Add the scores of the next batch."""
+        end = self._count + len(more.right)
+        if end > self._rows.shape[1]:
+            # Twice the room, so that each score is moved a few times at most; what was given out stays.
+            grown = np.empty((len(self._rows), 2 * end))
+            grown[:, : self._count] = self._rows[:, : self._count]
+            self._rows = grown
+        for row, name in zip(self._rows, Scores.__dataclass_fields__, strict=True):
+            row[self._count : end] = getattr(more, name)
+        self._count = end
+
+    @property
+    def all(self) -> Scores:
+        """The scores so far."""
+        return Scores(*self._rows[:, : self._count])
+
+
+@dataclass(eq=False)
+class Flips:
+    """The images won and lost so far, in the order in which they were seen."""
+
+    won: list[Flip] = field(default_factory=list)
+    lost: list[Flip] = field(default_factory=list)
+
+    def add(self, examples: Examples, before: Tensor, after: Tensor, target: Tensor) -> None:
+        """Look for them in a batch.
+
+        Args:
+            examples: the batch.
+            before: results (images, classes) without the change.
+            after: with it.
+            target: the classes that count as right.
+        """
+        first, second = before.argmax(1), after.argmax(1)
+        changed = (first == target) != (second == target)
+        for at in changed.nonzero().flatten().tolist():
+            flip = Flip(
+                examples.indices[at],
+                None if examples.labels is None else int(examples.labels[at]),
+                int(first[at]),
+                int(second[at]),
+                float(before[at].softmax(0).max()),
+                float(after[at].softmax(0).max()),
+            )
+            (self.won if second[at] == target[at] else self.lost).append(flip)
+
+
 def output_sqnr(scores: Scores) -> float:
     """The SQNR of the network's result over all images, dB."""
     return ErrorSums(1, float(scores.signal.sum()), float(scores.noise.sum())).sqnr_db
@@ -188,23 +305,27 @@ def weight_sums(engine: Engine, plan: Plan, layer: Layer) -> ErrorSums:
     return sums
 
 
-def _input_key(layer: Layer, plan: Plan, floats: Plan, batch: Batch) -> str:
-    scheme = plan.configs[layer.name].input
-    numbers = params_key(plan.params.get(layer.name, ()))
-    values = [floats.keys[name] for name in layer.inputs]
-    return digest("input-sums", scheme.key, str(layer.channel), numbers, *values, batch.key)
+def _input_names(plan: Plan, floats: Plan) -> dict[str, str]:
+    """A name for what quantization does to each layer's input, the images left out."""
+    return {
+        layer.name: digest(
+            "input-sums",
+            plan.configs[layer.name].input.key,
+            str(layer.channel),
+            params_key(plan.params.get(layer.name, ())),
+            *(floats.keys[name] for name in layer.inputs),
+        )
+        for layer in plan.graph.layer_at.values()
+        if layer.inputs and not plan.configs[layer.name].input.off
+    }
 
 
 def _input_sums(
-    engine: Engine, plan: Plan, floats: Plan, batch: Batch
+    engine: Engine, plan: Plan, floats: Plan, batch: Batch, names: dict[str, str]
 ) -> tuple[dict[str, ErrorSums], Tensor]:
     """What quantization does to each layer's own input in the float network, and the float network's result."""
     graph = engine.graph
-    asked = {
-        layer.name: _input_key(layer, plan, floats, batch)
-        for layer in graph.layer_at.values()
-        if layer.inputs and not plan.configs[layer.name].input.off
-    }
+    asked = {name: f"{static}:{batch.key}" for name, static in names.items()}
     found = {name: engine.store.get(key) for name, key in asked.items()}
     missing = [graph.by_layer[name] for name, sums in found.items() if sums is None]
     wanted = {graph.output, *(source for layer in missing for source in layer.inputs)}
@@ -222,16 +343,13 @@ def _input_sums(
     return {name: sums for name, sums in found.items() if sums is not None}, values[graph.output]
 
 
-def layer_reports(
-    engine: Engine, plan: Plan, costs: Cost, inputs: dict[str, ErrorSums] | None = None
-) -> tuple[LayerReport, ...]:
-    """The layers of a plan; the SQNR of inputs only where their sums are given."""
+def layer_reports(engine: Engine, plan: Plan, costs: Cost) -> tuple[LayerReport, ...]:
+    """The layers of a plan; the SQNR of inputs, which takes images, is not among it."""
     reports = []
     for layer in engine.graph.layers:
         config = plan.configs.get(layer.name)
         weight = config.weight if config is not None and layer.weight is not None else None
         incoming = config.input if config is not None and layer.inputs else None
-        sums = (inputs or {}).get(layer.name)
         reports.append(
             LayerReport(
                 layer.name,
@@ -244,13 +362,65 @@ def layer_reports(
                 weight.bits if weight is not None else None,
                 incoming.bits if incoming is not None else None,
                 weight_sums(engine, plan, layer).sqnr_db if weight is not None and not weight.off else None,
-                sums.sqnr_db if sums is not None else None,
+                None,
                 costs.layers[layer.name].size,
                 layer.quantizable,
                 layer.reason,
             )
         )
     return tuple(reports)
+
+
+def _with_inputs(reports: tuple[LayerReport, ...], inputs: dict[str, ErrorSums]) -> tuple[LayerReport, ...]:
+    return tuple(
+        replace(report, input_sqnr_db=inputs[report.name].sqnr_db) if report.name in inputs else report
+        for report in reports
+    )
+
+
+def check_interval(width: float | None) -> None:
+    """Refuse a width that no interval of a difference of shares can be asked to have.
+
+    Raises:
+        DataError: for what is no number above 0 and up to 2.
+    """
+    if width is None:
+        return
+    number = isinstance(width, int | float) and not isinstance(width, bool)
+    if not (number and 0 < width <= 2):
+        raise DataError(
+            f"The interval asked for is a width above 0 and up to 2, as a share, not {width!r}; "
+            "0.02 (two points) is a sensible one."
+        )
+
+
+def stop_reason(interval: Interval, target: float | None, images: int, total: int) -> str:
+    """Why to stop after so many images, or nothing; docs/statistics.md says why this keeps the coverage.
+
+    >>> stop_reason((-0.01, 0.01), 0.02, 400, 1000), stop_reason((-0.01, 0.01), None, 400, 1000)
+    ('narrow enough', '')
+    """
+    if images >= total:
+        return ALL
+    narrow = target is not None and interval[1] - interval[0] <= target
+    return NARROW if narrow and images >= MINIMUM_IMAGES else ""
+
+
+def counted(batches: Iterable[Examples], total: int) -> Iterator[Examples]:
+    """The batches; when one cannot be read the error says how many images came before it.
+
+    Raises:
+        DataError: from reading, or when there is no image.
+    """
+    done = 0
+    try:
+        for examples in batches:
+            yield examples
+            done += len(examples.batch.images)
+    except DataError as error:
+        raise DataError(f"{error} {done:,} of {total:,} images were finished before it.") from error
+    if not done:
+        raise DataError("There is no image to evaluate on.")
 
 
 def evaluate_steps(
@@ -263,6 +433,7 @@ def evaluate_steps(
     model: str = "",
     data: str = "",
     calibration: str = "",
+    interval: float | None = None,
 ) -> Iterator[Evaluation]:
     """Better and better evaluations of a recipe, one after each batch.
 
@@ -276,27 +447,33 @@ def evaluate_steps(
         model: a name to report.
         data: a name to report.
         calibration: a text to report.
+        interval: stop when the 95% interval of the paired difference is as narrow as this.
 
     Raises:
-        DataError: for labels beyond the classes, or when there is no image.
+        DataError: for images that cannot be read, labels beyond the classes, or when there is no image.
     """
+    check_interval(interval)
     graph = engine.graph
     costs, float_costs = cost(graph, recipe), cost(graph, Recipe.preset("fp32"))
-    parts: list[Scores] = []
+    reports, names = layer_reports(engine, plan, costs), _input_names(plan, floats)
+    seen, flips = ScoreList(), Flips()
     inputs: dict[str, ErrorSums] = {}
     agreement = False
-    for examples in batches:
+    for examples in counted(batches, total):
         agreement = agreement or examples.labels is None
-        sums, reference = _input_sums(engine, plan, floats, examples.batch)
+        sums, reference = _input_sums(engine, plan, floats, examples.batch, names)
         result = engine.run(plan, examples.batch)[graph.output]
-        parts.append(Scores.of(result, reference, examples.labels))
+        seen.append(Scores.of(result, reference, examples.labels))
+        flips.add(examples, reference, result, right_classes(reference, examples.labels))
         for name, more in sums.items():
             inputs[name] = inputs.get(name, ErrorSums()) + more
-        scores = Scores.join(parts)
+        scores = seen.all
         images = len(scores.right)
         right, right_float = int(scores.right.sum()), int(scores.right_float.sum())
-        won, lost = scores.won, scores.lost
-        low, high = mean_interval(scores.kl)
+        won, lost = len(flips.won), len(flips.lost)
+        difference = paired(won, lost, images)
+        loss, loss_float = float(scores.loss.mean()), float(scores.loss_float.mean())
+        stopped = stop_reason(difference, interval, images, total)
         yield Evaluation(
             model=model,
             data=data,
@@ -309,20 +486,27 @@ def evaluate_steps(
             top1_interval=wilson(right, images),
             top1_float=right_float / images,
             delta=(right - right_float) / images,
-            delta_interval=paired(won, lost, images),
+            delta_interval=difference,
             won=won,
             lost=lost,
-            loss=None if agreement else float(scores.loss.mean()),
-            loss_float=None if agreement else float(scores.loss_float.mean()),
+            loss=None if agreement else loss,
+            loss_float=None if agreement else loss_float,
             kl=float(scores.kl.mean()),
-            kl_interval=(max(0.0, low), high),
+            kl_interval=skewed_interval(scores.kl),
             output_sqnr_db=output_sqnr(scores),
             size_bytes=costs.size,
             size_bytes_float=float_costs.size,
             bops=costs.bops,
             bops_float=float_costs.bops,
-            layers=layer_reports(engine, plan, costs, inputs),
+            layers=_with_inputs(reports, inputs),
             calibration=calibration,
+            stopped=stopped,
+            interval_target=interval,
+            won_images=tuple(flips.won),
+            lost_images=tuple(flips.lost),
+            loss_delta=None if agreement else loss - loss_float,
+            loss_interval=None if agreement else mean_interval(scores.loss - scores.loss_float),
+            output_sqnr_interval=ratio_db_interval(scores.signal, scores.noise),
         )
-    if not parts:
-        raise DataError("There is no image to evaluate on.")
+        if stopped:
+            return

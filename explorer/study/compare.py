@@ -1,0 +1,256 @@
+"""Comparison: which of two recipes does better, whether the images tell, and how many would."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from explorer.cost import cost
+from explorer.graph import Engine, Plan
+from explorer.recipe import Difference, Recipe
+from explorer.study.evaluate import (
+    Examples,
+    Flip,
+    Flips,
+    ScoreList,
+    Scores,
+    check_interval,
+    counted,
+    finite,
+    right_classes,
+    stop_reason,
+)
+from explorer.study.metrics import Interval, mean_interval, paired, sample_size, wilson
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two recipes.
+
+    Args:
+        recipe: its digest.
+        top1: share of images classified rightly (0 to 1); without labels, as the float network does.
+        top1_interval: its 95% interval (Wilson).
+        kl: mean divergence from the float network's class distribution, nats.
+        loss: mean cross-entropy, nats; None without labels.
+        size_bytes: of the stored network.
+        bops: bit operations for one image.
+    """
+
+    recipe: str
+    top1: float
+    top1_interval: Interval
+    kl: float
+    loss: float | None
+    size_bytes: int
+    bops: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two recipes for one network on the same images so far; every difference is ``a`` minus ``b``.
+
+    Args:
+        images: how many images it is from.
+        total_images: how many it will be from when complete.
+        available_images: how many the data set has.
+        stopped: why it ended, ``narrow enough`` or ``all images``; empty while it runs.
+        interval_target: the width of ``delta_interval`` at which it ends before all images are seen.
+        agreement: no labels were known, so that top-1 is the agreement with the float network.
+        delta: difference of top-1.
+        delta_interval: its 95% interval, paired (Tango).
+        won: images that only ``a`` gets right.
+        lost: images that only ``b`` gets right.
+        won_images: the images that ``won`` counts; ``before`` is the class under ``b``, ``after`` under ``a``.
+        lost_images: the images that ``lost`` counts.
+        distinguishable: the interval of the difference of top-1 leaves zero out.
+        kl_delta: difference of the divergences from float, nats.
+        kl_interval: its 95% interval, paired.
+        loss_delta: difference of the losses, nats; None without labels.
+        loss_interval: its 95% interval, paired.
+        size_delta: difference in size, bytes.
+        bops_delta: difference in bit operations for one image.
+        differences: what changes from ``b`` to ``a`` in the schemes of the layers.
+        images_needed: how many images in all would show a difference as large as the one observed, at 95%
+            and with a power of 80%; None when no difference was observed.
+        images_needed_interval: the same at the ends of ``delta_interval``, the lower number first;
+            infinite where the interval holds zero.
+    """
+
+    model: str
+    data: str
+    a: Side
+    b: Side
+    images: int
+    total_images: int
+    available_images: int
+    complete: bool
+    stopped: str
+    interval_target: float | None
+    agreement: bool
+    delta: float
+    delta_interval: Interval
+    won: int
+    lost: int
+    won_images: tuple[Flip, ...]
+    lost_images: tuple[Flip, ...]
+    distinguishable: bool
+    kl_delta: float
+    kl_interval: Interval
+    loss_delta: float | None
+    loss_interval: Interval | None
+    size_delta: int
+    bops_delta: int
+    differences: tuple[Difference, ...]
+    images_needed: int | None
+    images_needed_interval: Interval
+    calibration: str = ""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose schemes differ, in the order of execution."""
+        return tuple(dict.fromkeys(difference.where for difference in self.differences))
+
+    @property
+    def verdict(self) -> str:
+        """Whether the two can be told apart, and how many images it would take, in a sentence."""
+        if not self.differences:
+            return "The two recipes are the same for this network."
+        what = "agreement with the float network" if self.agreement else "top-1"
+        if self.distinguishable:
+            better = "higher" if self.delta > 0 else "lower"
+            return f"These {self.images:,} images tell the two apart: {what} is {better} under the first."
+        start = f"These {self.images:,} images do not tell the two apart by {what}"
+        if self.images_needed is None:
+            return f"{start}, and show no difference that more images could confirm."
+        low, high = self.images_needed_interval
+        upper = f"{high:,.0f}" if math.isfinite(high) else "any number"
+        count = f"about {self.images_needed:,} in all (from {low:,.0f} to {upper})"
+        more = f"a difference as large as this one takes {count}"
+        if self.images_needed > self.available_images:
+            return f"{start}; {more}, and the data set has {self.available_images:,}."
+        if self.images_needed > self.images:
+            return f"{start}; {more}, {self.images_needed - self.images:,} more than these."
+        return f"{start}; {more}: by chance these did not suffice."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, in which infinite numbers are null."""
+        return finite({**asdict(self), "layers": self.layers, "verdict": self.verdict})
+
+
+def needed(won: int, lost: int, count: int, interval: Interval) -> tuple[int | None, Interval]:
+    """How many images would show the observed difference, and the same at the ends of its interval.
+
+    >>> needed(2, 6, 200, (-0.05, 0.007))
+    (783, (155.0, inf))
+    """
+    flips = (won + lost) / count
+    found = sample_size((won - lost) / count, flips)
+    low, high = interval
+    most = max(abs(low), abs(high))
+    least = 0.0 if low <= 0 <= high else min(abs(low), abs(high))
+    return (int(found) if math.isfinite(found) else None), (
+        sample_size(most, flips),
+        sample_size(least, flips),
+    )
+
+
+def compare_steps(
+    engine: Engine,
+    plans: tuple[Plan, Plan],
+    floats: Plan,
+    recipes: tuple[Recipe, Recipe],
+    batches: Iterable[Examples],
+    total: int,
+    available: int,
+    model: str = "",
+    data: str = "",
+    calibration: str = "",
+    interval: float | None = None,
+) -> Iterator[Comparison]:
+    """Sharper and sharper comparisons of two recipes, one after each batch.
+
+    Args:
+        engine: of the graph.
+        plans: the two recipes worked out.
+        floats: the float network worked out.
+        recipes: what ``plans`` were made from.
+        batches: the examples, in the order in which they are to be seen.
+        total: how many images the batches hold together.
+        available: how many images the data set has.
+        model: a name to report.
+        data: a name to report.
+        calibration: a text to report.
+        interval: stop when the 95% interval of the paired difference is as narrow as this.
+
+    Raises:
+        DataError: for images that cannot be read, labels beyond the classes, or when there is no image.
+    """
+    check_interval(interval)
+    output = engine.graph.output
+    costs = [cost(engine.graph, recipe) for recipe in recipes]
+    names = [layer.name for layer in engine.graph.layers if layer.quantizable]
+    differences = recipes[1].diff(recipes[0], names)
+    seen, flips = (ScoreList(), ScoreList()), Flips()
+    agreement = False
+    for examples in counted(batches, total):
+        agreement = agreement or examples.labels is None
+        reference: Tensor = engine.run(floats, examples.batch)[output]
+        first, second = (engine.run(plan, examples.batch)[output] for plan in plans)
+        for scores, result in zip(seen, (first, second), strict=True):
+            scores.append(Scores.of(result, reference, examples.labels))
+        flips.add(examples, second, first, right_classes(reference, examples.labels))
+        one, other = (scores.all for scores in seen)
+        images = len(one.right)
+        won, lost = len(flips.won), len(flips.lost)
+        difference = paired(won, lost, images)
+        images_needed, images_needed_interval = needed(won, lost, images, difference)
+        sides = [
+            Side(
+                recipe.digest,
+                float(scores.right.mean()),
+                wilson(int(scores.right.sum()), images),
+                float(scores.kl.mean()),
+                None if agreement else float(scores.loss.mean()),
+                each.size,
+                each.bops,
+            )
+            for recipe, scores, each in zip(recipes, (one, other), costs, strict=True)
+        ]
+        stopped = stop_reason(difference, interval, images, total)
+        yield Comparison(
+            model=model,
+            data=data,
+            a=sides[0],
+            b=sides[1],
+            images=images,
+            total_images=total,
+            available_images=available,
+            complete=images >= total,
+            stopped=stopped,
+            interval_target=interval,
+            agreement=agreement,
+            delta=(won - lost) / images,
+            delta_interval=difference,
+            won=won,
+            lost=lost,
+            won_images=tuple(flips.won),
+            lost_images=tuple(flips.lost),
+            distinguishable=not difference[0] <= 0 <= difference[1],
+            kl_delta=sides[0].kl - sides[1].kl,
+            kl_interval=mean_interval(one.kl - other.kl),
+            loss_delta=None if agreement else float((one.loss - other.loss).mean()),
+            loss_interval=None if agreement else mean_interval(one.loss - other.loss),
+            size_delta=costs[0].size - costs[1].size,
+            bops_delta=costs[0].bops - costs[1].bops,
+            differences=differences,
+            images_needed=images_needed,
+            images_needed_interval=images_needed_interval,
+            calibration=calibration,
+        )
+        if stopped:
+            return
