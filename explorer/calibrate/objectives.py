@@ -2,8 +2,8 @@
 
 An objective is a frozen value; calling it with a :class:`Sample` and a :class:`Grid` gives the lowest and
 highest real number of each group.  Searches are vectorised over groups and candidates, in chunks, so that
-memory stays at a small multiple of the sample: with running sums over sorted values the cost of a candidate
-is a sum over codes and not over values.
+memory stays within a bound whatever the sample.  What is in bins has running sums, with which the cost of a
+candidate is a sum over codes and not over values.
 """
 
 from __future__ import annotations
@@ -125,8 +125,14 @@ def quantile(values: Tensor, weights: Tensor | None, share: float) -> Tensor:
     return (lower + (upper - lower) * (position - position.floor()))[:, 0].float()
 
 
-# How many numbers a step of a search may hold at a time: 32 MiB of float64.
-_CHUNK = 1 << 22
+# How many numbers a step of a search may hold at a time: 2 MiB of float32, some ten arrays of that size.
+_CHUNK = 1 << 19
+# A group of more values than this is binned before it is searched.
+_MOST_POINTS = 1 << 20
+# With fewer weighted points for each code it is faster to go through them than to find the edges among them.
+_POINTS_A_CODE = 32
+# Elements of a group of which one extreme stands for all in a bound on what is clipped.
+_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -141,22 +147,38 @@ class Search(Objective):
     count: int = 100
 
     @abstractmethod
-    def prepare(self, sample: Sample, grid: Grid) -> Cumulated:
+    def prepare(self, sample: Sample, grid: Grid) -> Prepared:
         """The sample in the form in which costs are computed."""
+
+    @abstractmethod
+    def size(self, sample: Sample) -> int:
+        """How many numbers one prepared group of the sample takes."""
 
     @abstractmethod
     def width(self, edges: int, points: int) -> int:
         """How many numbers one candidate of one group takes, for ``edges`` of codes and ``points`` of the sample."""
 
     @abstractmethod
-    def cost(self, sample: Cumulated, params: QParams) -> Tensor:
-        """The cost of candidates, float64 ``(groups, candidates)``; so are the parameters' scales."""
+    def cost(self, sample: Prepared, params: QParams) -> Tensor:
+        """The cost of candidates, float64 ``(groups, candidates)``; so are the parameters' scales.
+
+        Infinity may stand for the cost of a candidate that is worse than an earlier one of its group.
+        """
 
     def __call__(self, sample: Sample, grid: Grid) -> Range:
+        # Some groups after the other: what a search holds does not grow with the tensor.
+        width = torch.maximum(sample.maximum.clamp(min=0), -sample.minimum.clamp(max=0)).max()
+        grid = replace(grid, widest=float(width))
+        rows = max(1, _CHUNK // self.size(sample))
+        found = [self._search(part, grid) for part in sample.split(rows)]
+        low, high = (torch.cat(ends) for ends in zip(*found, strict=True))
+        return low, high
+
+    def _search(self, sample: Sample, grid: Grid) -> Range:
         full = sample.minimum.clamp(max=0.0)[:, None], sample.maximum.clamp(min=0.0)[:, None]
         prepared = self.prepare(sample, grid)
         lowest, highest = grid.codes
-        step = max(1, _CHUNK // (sample.groups * self.width(highest - lowest + 2, prepared.values.shape[1])))
+        step = max(1, _CHUNK // (sample.groups * self.width(highest - lowest + 2, prepared.points)))
         best = torch.full((sample.groups,), torch.inf, dtype=torch.float64)
         shares = torch.ones(sample.groups), torch.ones(sample.groups)
 
@@ -198,6 +220,64 @@ class Search(Objective):
 
 
 @dataclass(frozen=True, eq=False)
+class Plain:
+    """Values as they are, laid out so that neighbours in memory lie along the longer axis.
+
+    Args:
+        values: float32 ``(groups, points)``, or ``(points, groups)`` where ``axis`` is 0.
+        axis: the axis of the points.
+        lows: the least value of each block of points, ``(groups, blocks)``.
+        highs: the largest value of each block.
+        buffer: where errors are worked out, like ``values``.
+        weights: float32 like ``values``, or None where each value counts once.
+    """
+
+    values: Tensor
+    axis: int
+    lows: Tensor
+    highs: Tensor
+    buffer: Tensor
+    weights: Tensor | None
+
+    @classmethod
+    def of(cls, sample: Sample) -> Plain:
+        """The values of a sample as they are."""
+        axis = int(sample.values.shape[1] > sample.groups)
+        lows, highs = sample.minimum[:, None], sample.maximum[:, None]
+        groups, points = sample.values.shape
+        if sample.weights is None and points >= 4 * _BLOCK:
+            whole = sample.values[:, : points // _BLOCK * _BLOCK].reshape(groups, -1, _BLOCK)
+            lows, highs = whole.amin(2), whole.amax(2)
+
+        def laid(matrix: Tensor) -> Tensor:
+            return matrix.contiguous() if axis else matrix.T.contiguous()
+
+        values = laid(sample.values)
+        weights = None if sample.weights is None else laid(sample.weights)
+        return cls(values, axis, lows, highs, torch.empty_like(values), weights)
+
+    @property
+    def points(self) -> int:
+        """How many values a group has."""
+        return self.values.shape[self.axis]
+
+    def least(self, low: Tensor, high: Tensor) -> Tensor:
+        """A lower bound on the squared error of clipping to ``low``..``high`` (groups,), float32 ``(groups,)``."""
+        above = (self.highs - high[:, None]).clamp_(min=0).square_().sum(1)
+        return (low[:, None] - self.lows).clamp_(min=0).square_().sum(1).add_(above)
+
+    def error(self, scale: Tensor, zero_point: Tensor, params: QParams) -> Tensor:
+        """The sum of squared errors of each group for one scale and zero point a group, float64 ``(groups,)``."""
+        scale, zero_point = scale.unsqueeze(self.axis), zero_point.unsqueeze(self.axis)
+        error = (
+            fake_quantize_(self.values, scale, zero_point, params, self.buffer).sub_(self.values).square_()
+        )
+        if self.weights is not None:
+            error.mul_(self.weights)
+        return error.sum(self.axis).double()
+
+
+@dataclass(frozen=True, eq=False)
 class Cumulated:
     """Values in increasing order with running sums, so that what lies between two edges is a difference.
 
@@ -213,10 +293,18 @@ class Cumulated:
     sums: tuple[Tensor, ...]
     scale: Tensor
 
+    @property
+    def points(self) -> int:
+        """How many points a group has."""
+        return self.values.shape[1]
+
     @staticmethod
     def of(values: Tensor, weights: Tensor, parts: tuple[Tensor, ...], scale: Tensor) -> Cumulated:
         sums = tuple(torch.nn.functional.pad(part.cumsum(1), (1, 0)) for part in parts)
         return Cumulated(values, weights, sums, scale)
+
+
+Prepared = Plain | Cumulated
 
 
 def _edges(params: QParams) -> Tensor:
@@ -233,37 +321,59 @@ class MSE(Search):
     def name(self) -> str:
         return "mse"
 
-    def prepare(self, sample: Sample, grid: Grid) -> Cumulated:
-        # A group of more than a million is binned; means of bins keep the error far below a thousandth.
-        sample = (
-            sample.binned(max(1 << 16, 16 << grid.format.bits))
-            if sample.values.shape[1] > 1 << 20
-            else sample
-        )
-        # By token the groups are columns; searches want each group in one piece.
+    def prepare(self, sample: Sample, grid: Grid) -> Prepared:
+        # Means of bins keep the error far below a thousandth.
+        if sample.values.shape[1] > _MOST_POINTS:
+            sample = sample.binned(max(1 << 16, 16 << grid.format.bits))
+        lowest, highest = grid.codes
+        if sample.weights is None or sample.values.shape[1] < _POINTS_A_CODE * (highest - lowest):
+            return Plain.of(sample)
         values, order = sample.values.contiguous().sort(1)
-        weights = torch.ones_like(values) if sample.weights is None else sample.weights.gather(1, order)
-        weights, exact = weights.double(), values.double()
+        weights, exact = sample.weights.gather(1, order).double(), values.double()
         return Cumulated.of(values, weights, (weights, weights * exact, weights * exact**2), sample.maximum)
 
-    def width(self, edges: int, points: int) -> int:
-        return min(edges, points)
+    def size(self, sample: Sample) -> int:
+        return 4 * sample.values.shape[1]
 
-    def cost(self, sample: Cumulated, params: QParams) -> Tensor:
-        groups, points = sample.values.shape
-        if params.qmax - params.qmin + 1 >= points:
-            values = sample.values[:, None].expand(-1, params.scale.shape[1], -1)
-            error = fake_quantize_(values, params.scale[..., None], params.zero_point[..., None], params)
-            return (error.sub_(values).double().square_() * sample.weights[:, None]).sum(2)
-        edge = torch.searchsorted(sample.values, _edges(params).reshape(groups, -1))
-        edge = edge.reshape(groups, -1, params.qmax - params.qmin + 2)
-        edge[..., 0], edge[..., -1] = 0, points
-        count, first, second = (
-            part.gather(1, edge.reshape(groups, -1)).reshape(edge.shape).diff(dim=2) for part in sample.sums
-        )
-        code = torch.arange(params.qmin, params.qmax + 1)
-        level = ((code - params.zero_point[..., None]) * params.scale[..., None]).double()
-        return (second - 2 * level * first + level**2 * count).sum(2).clamp(min=0)
+    def width(self, edges: int, points: int) -> int:
+        return edges
+
+    def cost(self, sample: Prepared, params: QParams) -> Tensor:
+        return self._direct(sample, params) if isinstance(sample, Plain) else self._summed(sample, params)
+
+    @staticmethod
+    def _direct(sample: Plain, params: QParams) -> Tensor:
+        """One candidate after the other; not those that clip more than an earlier one errs altogether."""
+        cost = torch.full(params.scale.shape, torch.inf, dtype=torch.float64)
+        best = cost[:, 0]
+        lows, highs = params.clip
+        for index, (scale, zero_point) in enumerate(
+            zip(params.scale.unbind(1), params.zero_point.unbind(1), strict=True)
+        ):
+            if index and bool((sample.least(lows[:, index], highs[:, index]) > 1.001 * best).all()):
+                continue
+            cost[:, index] = sample.error(scale, zero_point, params)
+            best = torch.minimum(best, cost[:, index])
+        return cost
+
+    @staticmethod
+    def _summed(sample: Cumulated, params: QParams) -> Tensor:
+        """From running sums of the points' count, value and square.
+
+        Between neighbouring codes the squared error changes by ``2 * scale * (edge - value)``; summed over
+        the edges below a value, that takes the error of the highest code to its own.
+        """
+        groups = len(sample.values)
+        code = torch.arange(params.qmin + 1, params.qmax + 1)
+        # In float32 the edges would lie off the middle by enough to drown the difference of two candidates.
+        edge = (code - params.zero_point[..., None] - 0.5) * params.scale[..., None].double()
+        place = torch.searchsorted(sample.values, edge.float().reshape(groups, -1))
+        count, first = (part.gather(1, place).reshape(edge.shape) for part in sample.sums[:2])
+        total, value, square = (part[:, -1:] for part in sample.sums)
+        scale = params.scale.double()
+        top = (params.qmax - params.zero_point) * scale
+        hinges = edge.mul_(count).sub_(first).sum(2)
+        return (square - 2 * top * value + top**2 * total - 2 * scale * hinges).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -293,6 +403,9 @@ class KL(Search):
         parts = counts, (counts > 0).double(), torch.xlogy(counts, counts)
         return Cumulated.of(middle * absmax[:, None], counts, parts, absmax)
 
+    def size(self, sample: Sample) -> int:
+        return 4 * max(self.bins, sample.values.shape[1])
+
     def width(self, edges: int, points: int) -> int:
         return min(edges, self.bins + 4)
 
@@ -306,7 +419,8 @@ class KL(Search):
         code[..., :1], code[..., -1:] = params.qmin - zero, params.qmax + 1 - zero
         return (code - 0.5) * params.scale[..., None]
 
-    def cost(self, sample: Cumulated, params: QParams) -> Tensor:
+    def cost(self, sample: Prepared, params: QParams) -> Tensor:
+        assert isinstance(sample, Cumulated)
         groups = len(sample.values)
         # Where no step is wider than a bin, each code holds one bin at most and only the outermost edges count.
         fine = (params.scale * self.bins <= 2 * sample.scale[:, None])[..., None]

@@ -7,6 +7,7 @@ count across a bin edge: the result does not depend on how the data were cut int
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ FEWEST_BINS = 1 << 11
 MOST_COUNTS = 1 << 22
 # Below 2**-100 the width of a bin has no float32 reciprocal; such values share the two middle bins.
 LEAST_EXPONENT = -100
+# Elements that are binned at a time.
+_PART = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,18 @@ class Sample:
             return torch.full((self.groups,), float(self.values.shape[1]))
         return self.weights.sum(1)
 
+    def split(self, groups: int) -> Iterator[Sample]:
+        """The sample in parts of at most ``groups`` groups each."""
+        if groups >= self.groups:
+            yield self
+            return
+        for start in range(0, self.groups, groups):
+            rows = slice(start, start + groups)
+            weights = None if self.weights is None else self.weights[rows]
+            yield Sample(
+                self.values[rows], weights, self.minimum[rows], self.maximum[rows], self.ranges[..., rows]
+            )
+
     def binned(self, bins: int) -> Sample:
         """The same values in at most ``bins`` bins a group, each bin standing at the mean of what it holds.
 
@@ -72,12 +87,15 @@ class Sample:
         if self.values.shape[1] <= bins:
             return self
         width = (self.maximum - self.minimum).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-        index = ((self.values - self.minimum[:, None]) * (bins / width)).long().clamp_(0, bins - 1)
-        weights = torch.ones_like(self.values) if self.weights is None else self.weights
-        counts = torch.zeros(self.groups, bins, dtype=torch.float64)
-        counts.scatter_add_(1, index, weights.double())
-        sums = torch.zeros(self.groups, bins, dtype=torch.float64)
-        sums.scatter_add_(1, index, (self.values * weights).double())
+        counts, sums = (torch.zeros(self.groups, bins, dtype=torch.float64) for _ in range(2))
+        columns = max(1, _PART // self.groups)
+        none = (None,) * -(-self.values.shape[1] // columns)
+        parts = none if self.weights is None else self.weights.split(columns, 1)
+        for values, counted in zip(self.values.split(columns, 1), parts, strict=True):
+            index = ((values - self.minimum[:, None]) * (bins / width)).long().clamp_(0, bins - 1)
+            weight = torch.ones_like(values) if counted is None else counted
+            counts.scatter_add_(1, index, weight.double())
+            sums.scatter_add_(1, index, (values * weight).double())
         means = (sums / counts.clamp(min=1e-30)).float()
         return Sample(means, counts.float(), self.minimum, self.maximum, self.ranges)
 

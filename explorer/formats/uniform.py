@@ -117,6 +117,8 @@ class Grid:
     scale: ScaleRule = SCALES["float"]
     # Set by `settle`: the tensor is never negative, so a symmetric range is (0, a).
     positive: bool = False
+    # The largest group's extent where ranges come some groups at a time; None takes it from the ranges.
+    widest: float | None = None
 
     def settle(self, minimum: Tensor) -> Grid:
         """The grid for a tensor whose smallest values (groups,) are known."""
@@ -146,7 +148,7 @@ class Grid:
         share, least = self.convention.group_floor
         if least:
             width = torch.maximum(-low, high)
-            floor = max(share * float(width.max()), least)
+            floor = max(share * (float(width.max()) if self.widest is None else self.widest), least)
             high = torch.where(width < floor, torch.full_like(high, floor), high)
         return self._symmetric(low, high) if self.symmetric else self._asymmetric(low, high)
 

@@ -196,6 +196,41 @@ def test_a_search_in_pieces_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> N
         assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
 
 
+@pytest.mark.parametrize("kind", CONVENTIONS)
+@pytest.mark.parametrize("goal", SEARCHES)
+def test_groups_searched_in_turn_are_found_as_if_together(
+    goal: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a group's least range depends on the largest group."""
+    rows = [VALUES["normal"], VALUES["laplace"] * 1e-3, VALUES["skewed"], VALUES["relu"]]
+    sample = Sample.of(torch.stack(rows), granularity("channel"), 0)
+    for symmetric in (True, False):
+        levels = grid("int5", symmetric, kind)
+        whole = objective(goal)(sample, levels)
+        monkeypatch.setattr("explorer.calibrate.objectives._CHUNK", 1)
+        turns = objective(goal)(sample, levels)
+        monkeypatch.undo()
+        assert all(torch.equal(a, b) for a, b in zip(whole, turns, strict=True))
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("name", ["int2", "int5", "uint8"])
+def test_running_sums_give_the_squared_error(name: str, symmetric: bool) -> None:
+    """The cost of many weighted points, from sums below each edge, is the sum of their squared errors."""
+    values = torch.randn(1, 9000, generator=torch.Generator().manual_seed(3))
+    weights = torch.randint(1, 9, values.shape, generator=torch.Generator().manual_seed(4)).float()
+    plain = Sample.of(values.repeat_interleave(weights[0].long(), dim=1), LAYER, 0)
+    sample = replace(plain, values=values, weights=weights)
+    levels = grid(name, symmetric).settle(sample.minimum)
+    shares = torch.tensor([1.0, 0.8, 0.45, 0.2])
+    flat = levels.params(sample.minimum * shares, sample.maximum * shares)
+    params = replace(flat, scale=flat.scale[None], zero_point=flat.zero_point[None])
+    costs = MSE().cost(MSE().prepare(sample, levels), params)[0]
+    for index in range(len(shares)):
+        alone = replace(flat, scale=flat.scale[index], zero_point=flat.zero_point[index])
+        assert float(costs[index]) == pytest.approx(measure(MSE(), plain, alone), rel=1e-6)
+
+
 def test_mse_of_a_large_group_is_binned_without_harm() -> None:
     """Above a million values a histogram stands in: the error found differs by less than a thousandth."""
     tensor = torch.randn(1, (1 << 20) + 5, generator=torch.Generator().manual_seed(0))
