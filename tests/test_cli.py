@@ -90,12 +90,12 @@ def test_evaluate(folder, tmp_path):
 
 
 def test_evaluate_until_the_interval_is_narrow(folder, capsys):
-    command = ["evaluate", "--model", f"{folder}/mine.py:net", "--data", f"{folder}/mine.py:many"]
+    command = ["evaluate", *of(folder)[:4], "--data", f"{folder}/mine.py:many"]
     assert main([*command, "--recipe", "w2a8", "--interval", "0.15", "--json", "-"]) == 0
     out = json.loads(capsys.readouterr().out)
     assert out["stopped"] == "narrow enough" and 200 <= out["images"] < out["total_images"]
     assert out["delta_interval"][1] - out["delta_interval"][0] <= out["interval_target"] == 0.15
-    assert [flip["index"] for flip in out["lost_images"]] and len(out["lost_images"]) == out["lost"]
+    assert len(out["lost_images"]) == out["lost"] and len(out["won_images"]) == out["won"]
     assert main([*command, "--interval", "0.001"]) == 0
     assert "still wider than asked" in capsys.readouterr().out
 

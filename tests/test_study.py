@@ -14,10 +14,13 @@ from torch.nn import functional as F
 import explorer as qx
 from explorer.errors import DataError, SchemeError
 from explorer.formats import pack
+from explorer.graph import Batch
 from explorer.graph.capture import run
 from explorer.graph.ir import fill
 from explorer.recipe import PRESETS
+from explorer.sources import ArrayData
 from explorer.study import MEASURES, TENSOR_CHOICES
+from explorer.study.evaluate import MINIMUM_IMAGES, ScoreList, Scores
 from explorer.subject import Stream, Subject, make_subject
 from tests.small import images, tiny
 
@@ -105,6 +108,137 @@ def test_steps_sharpen_and_end_with_the_whole(session):
     assert [s.complete for s in steps] == [False] * (len(steps) - 1) + [True] if len(steps) > 1 else True
     assert steps[-1].images == session.total_images
     assert session.evaluate(images=30).images == 30
+
+
+@pytest.fixture(scope="module")
+def large() -> qx.Session:
+    """A network whose classes are near each other, so that images flip."""
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(36, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)
+    )
+    x, _ = images(1000)
+    labels = net(x).argmax(1)
+    labels[::5] = 0
+    return qx.Session(net.eval(), data=(x, labels), store_bytes=1 << 24)
+
+
+def test_flips_name_the_images_of_the_data_set(large):
+    session, found = large, large.evaluate("w2a8", images=150)
+    data = session.subject.evaluation.data
+    assert len(found.won_images) == found.won and len(found.lost_images) == found.lost > 0
+    recipe, floats = qx.Recipe.preset("w2a8"), qx.Recipe.preset("fp32")
+    for flip in (*found.won_images, *found.lost_images):
+        batch = Batch.of(data.read([flip.index]).images)
+        for chosen, label, confidence in (
+            (floats, flip.before, flip.confidence_before),
+            (recipe, flip.after, flip.confidence_after),
+        ):
+            result = session.engine.run(session.plan(chosen), batch)[session.graph.output][0]
+            assert int(result.argmax()) == label
+            assert float(result.softmax(0).max()) == pytest.approx(confidence, abs=1e-5)
+        assert int(data.read([flip.index]).labels[0]) == flip.label
+    assert all(flip.label == flip.after != flip.before for flip in found.won_images)
+    assert all(flip.label == flip.before != flip.after for flip in found.lost_images)
+
+
+def test_an_evaluation_stops_when_its_interval_is_narrow(large):
+    steps = list(large.evaluate_steps("w8a8", interval=0.1))
+    last, widths = steps[-1], [s.delta_interval[1] - s.delta_interval[0] for s in steps]
+    assert last.stopped == "narrow enough" and not last.complete and last.images >= MINIMUM_IMAGES
+    assert widths[-1] <= 0.1 and all(s.stopped == "" for s in steps[:-1])
+    assert all(w > 0.1 or s.images < MINIMUM_IMAGES for w, s in zip(widths[:-1], steps[:-1], strict=True))
+    whole = large.evaluate("w8a8", interval=0.0001)
+    assert whole.stopped == "all images" and whole.complete
+    assert whole.loss_interval[0] <= whole.loss_delta <= whole.loss_interval[1]
+    assert whole.output_sqnr_interval[0] <= whole.output_sqnr_db <= whole.output_sqnr_interval[1]
+
+
+@pytest.mark.parametrize("wrong", [0, -0.1, math.nan, math.inf, 2.5, True, "narrow"])
+def test_an_interval_is_a_width(session, wrong):
+    for question in (session.evaluate_steps, lambda **k: session.compare_steps("w8a8", **k)):
+        with pytest.raises(DataError, match=r"0\.02 \(two points\) is a sensible one"):
+            next(question(interval=wrong))
+
+
+class Fragile(ArrayData):
+    """Images of which one cannot be read."""
+
+    broken, problem = 7, OSError("the disk is gone")
+
+    def read(self, indices):
+        if self.broken in indices:
+            raise self.problem
+        return super().read(indices)
+
+
+@pytest.mark.parametrize(
+    ("problem", "sentence"),
+    [
+        (OSError("the disk is gone"), r"Reading image \d+ of fragile failed: OSError: the disk is gone\."),
+        (DataError("cat.png is damaged."), r"cat\.png is damaged\."),
+    ],
+)
+def test_an_image_that_cannot_be_read_leaves_what_was_finished(session, problem, sentence):
+    x, y = images()
+    data = Fragile("fragile", x, y)
+    stream = Stream(data, 20, seed=0)
+    data.broken = stream._order[50]  # in the third batch
+    data.problem = problem
+    stepping = qx.Session(subject=replace(session.subject, evaluation=stream)).evaluate_steps()
+    finished = [next(stepping), next(stepping)]
+    with pytest.raises(DataError, match=sentence + " 40 of 90 images were finished") as raised:
+        next(stepping)
+    assert [e.images for e in finished] == [20, 40]
+    assert isinstance(problem, DataError) or f"image {data.broken} " in str(raised.value)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_arrays_of_numpy_are_data(labelled):
+    x, y = (part.numpy() for part in images())
+    found = qx.Session(tiny(), data=(x, y) if labelled else x, store_bytes=1 << 24).evaluate("w4a8")
+    expected = qx.Session(tiny(), data=images() if labelled else images()[0], store_bytes=1 << 24)
+    assert found.agreement != labelled and found.images == 90
+    assert (found.top1, found.kl) == (expected.evaluate("w4a8").top1, expected.evaluate("w4a8").kl)
+
+
+def test_scores_grow_as_they_would_be_joined():
+    draw = np.random.default_rng(0)
+    parts = [Scores(*draw.random((7, n))) for n in (3, 300, 1, 700)]
+    grown = ScoreList()
+    before = []
+    for part in parts:
+        grown.append(part)
+        before.append(grown.all)
+    for at in range(len(parts)):
+        for name in Scores.__dataclass_fields__:
+            expected = getattr(Scores.join(parts[: at + 1]), name)
+            assert np.array_equal(getattr(before[at], name), expected)
+
+
+def test_a_comparison_is_the_difference_of_two_evaluations(large):
+    found, a, b = large.compare("w4a8", "w8a8"), large.evaluate("w4a8"), large.evaluate("w8a8")
+    assert found.delta == pytest.approx(a.top1 - b.top1) and found.complete
+    assert found.kl_delta == pytest.approx(a.kl - b.kl)
+    assert found.loss_delta == pytest.approx(a.loss - b.loss)
+    assert found.kl_interval[0] <= found.kl_delta <= found.kl_interval[1]
+    assert (found.size_delta, found.bops_delta) == (a.size_bytes - b.size_bytes, a.bops - b.bops)
+    assert found.won - found.lost == round(1000 * found.delta)
+    assert found.layers == large.layer_names
+    other = large.compare("w8a8", "w4a8")
+    assert other.delta_interval == pytest.approx((-found.delta_interval[1], -found.delta_interval[0]))
+    assert (other.won, other.lost, other.images_needed) == (found.lost, found.won, found.images_needed)
+
+
+def test_what_a_comparison_says(large):
+    clear = large.compare("w2a8", "w8a8")
+    assert clear.distinguishable and "tell the two apart: top-1 is lower" in clear.verdict
+    assert clear.images_needed <= 1000 and math.isfinite(clear.images_needed_interval[1])
+    same = large.compare("w8a8", large.recipe)
+    assert same.images_needed is None and same.differences == () and "the same" in same.verdict
+    assert same.to_dict()["images_needed_interval"][1] is None
+    few = large.compare("w8a8", "fp32", images=40)
+    assert not few.distinguishable and "do not tell the two apart" in few.verdict
 
 
 def test_without_labels_accuracy_is_agreement():
