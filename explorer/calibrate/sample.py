@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ MOST_COUNTS = 1 << 22
 LEAST_EXPONENT = -100
 # Elements that are binned at a time.
 _PART = 1 << 18
+# Elements of a batch that go through the passes of counting at a time: with their copies they fit the cache.
+_CACHED = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +103,14 @@ class Sample:
         return Sample(means, counts.float(), self.minimum, self.maximum, self.ranges)
 
 
+def _zeros(values: Tensor) -> Tensor:
+    """How many values of each row are zero, int64 ``(rows,)``; NumPy counts truths 8 times as fast as torch."""
+    found = np.equal(values.numpy(), 0)
+    if len(values) > 1:
+        return torch.from_numpy(np.count_nonzero(found, axis=1))
+    return torch.tensor([np.count_nonzero(found)])
+
+
 class GrowingHistogram:
     """Counts of a stream of values, group by group, in bins whose range doubles when it must.
 
@@ -134,6 +145,11 @@ class GrowingHistogram:
         """How many values each group holds, int64 ``(groups,)``."""
         return self.counts.sum(1) + self.zeros
 
+    @property
+    def width(self) -> Tensor:
+        """The width of a bin of each group, real units, float64 ``(groups,)``."""
+        return torch.exp2((self.exponent + 1).double()) / self.bins
+
     def _grow(self, exponent: Tensor) -> None:
         """Double the range of each group until it reaches ``2**exponent``."""
         quarter = self.bins // 4
@@ -150,7 +166,8 @@ class GrowingHistogram:
         """Count one batch, float32 ``(groups, elements)``."""
         if values.shape[1] == 0:
             return
-        low, high = torch.aminmax(values, dim=1)
+        # aminmax along an axis takes 20 times as long as these two.
+        low, high = values.amin(1), values.amax(1)
         self.minimum = torch.minimum(self.minimum, low)
         self.maximum = torch.maximum(self.maximum, high)
         self.ranges.append(torch.stack([low, high]))
@@ -160,13 +177,21 @@ class GrowingHistogram:
         # Zero has the exponent 0 there, but asks for no range at all.
         self._grow(torch.where(absmax > 0, wanted, LEAST_EXPONENT))
         groups = values.shape[0]
-        width = torch.exp2((self.exponent + 1).double()) / self.bins
-        index = (values * (1.0 / width).float()[:, None]).floor_().to(torch.int32)
-        index += torch.arange(groups, dtype=torch.int32)[:, None] * self.bins + self.bins // 2
-        self.counts += torch.bincount(index.reshape(-1), minlength=groups * self.bins).reshape(groups, -1)
-        zeros = values.shape[1] - torch.count_nonzero(values, 1)
-        self.zeros += zeros
+        places = (1.0 / self.width).float()[:, None]
+        # Whole numbers below 2**24 add up exactly in float32.
+        first = (torch.arange(groups, dtype=torch.float32)[:, None] * self.bins) + self.bins // 2
+        columns = max(1, _CACHED // groups)
+        index = torch.empty(values.shape, dtype=torch.int32)
+        buffer = torch.empty(groups, min(columns, values.shape[1]))
+        zeros = torch.zeros(groups, dtype=torch.int64)
+        for part, place in zip(values.split(columns, 1), index.split(columns, 1), strict=True):
+            scaled = torch.mul(part, places, out=buffer[:, : part.shape[1]])
+            place.copy_(scaled.floor_().add_(first))
+            zeros += _zeros(part)
+        counts = torch.bincount(index.view(-1), minlength=groups * self.bins)
+        self.counts += counts.view(groups, -1)
         self.counts[:, self.bins // 2] -= zeros
+        self.zeros += zeros
 
     def merge(self, other: GrowingHistogram) -> None:
         """Add what another histogram counted; its batches come after these.
@@ -195,9 +220,8 @@ class GrowingHistogram:
         """
         if not self.ranges:
             raise TensorError("No value has been observed; calibration needs at least one image.")
-        width = torch.exp2((self.exponent + 1).double()) / self.bins
-        middle = (torch.arange(self.bins, dtype=torch.float64) - self.bins // 2 + 0.5) * width[:, None]
-        values = torch.cat([middle.float(), torch.zeros(len(width), 1)], 1)
+        middle = (torch.arange(self.bins, dtype=torch.float64) - self.bins // 2 + 0.5) * self.width[:, None]
+        values = torch.cat([middle.float(), torch.zeros(len(middle), 1)], 1)
         # No stand-in may lie beyond the extremes, or a range fitted to it would.
         values = values.clamp(self.minimum[:, None], self.maximum[:, None])
         counts = torch.cat([self.counts, self.zeros[:, None]], 1).float()
