@@ -1,11 +1,120 @@
-"""Jobs: one worker a session; the latest request wins and is never dropped."""
+"""Jobs: one worker a session; the latest request wins and is never dropped; all share torch's threads."""
 
 from __future__ import annotations
 
+import logging
+import statistics
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+
+from explorer.errors import JobError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is.
+
+    Args:
+        done: of what is counted, so much.
+        total: how much there is.
+        elapsed: seconds since it began.
+        left: about so many seconds more; None before it is known.
+    """
+
+    done: int
+    total: int
+    elapsed: float
+    left: float | None = None
+
+
+class Pace:
+    """Tells how long the rest will take, from the median pace of the latest steps.
+
+    The first step is left out of it, for it has the preparations in it.
+
+    Args:
+        clock: seconds, from any beginning.
+
+    >>> now = iter([0.0, 9.0, 10.0, 11.0])
+    >>> pace = Pace(lambda: next(now))
+    >>> [pace.step(done, 100).left for done in (10, 20, 30)]
+    [None, 8.0, 7.0]
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun = clock()
+        self._last: tuple[int, float] | None = None
+        self._paces: deque[float] = deque(maxlen=9)
+
+    def step(self, done: int, total: int) -> Progress:
+        """Note that ``done`` of ``total`` are done now."""
+        now = self._clock()
+        if self._last is not None and done > self._last[0]:
+            self._paces.append((now - self._last[1]) / (done - self._last[0]))
+        if self._last is None or done != self._last[0]:
+            self._last = (done, now)
+        left = statistics.median(self._paces) * max(0, total - done) if self._paces else None
+        return Progress(done, total, now - self._begun, 0.0 if done >= total else left)
+
+
+class Share:
+    """Deals torch's threads out to the jobs that run: each gets as many, at least one.
+
+    torch keeps the number of threads for each calling thread (OpenMP), so a job's thread sets its own, at
+    its beginning and after each partial result, when others may have come or gone.  A thread that has not
+    used torch yet starts with the number that any thread has set last; hence what there is to share is asked
+    of the thread that submits, when no job runs.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._threads: int | None = None
+
+    def learn(self) -> None:
+        """Note how many threads there are to share: what the calling thread may use, if no job runs."""
+        with self._lock:
+            mine = torch.get_num_threads()
+            if not self._running or self._threads is None:
+                self._threads = mine
+
+    @property
+    def threads(self) -> int:
+        """How many threads a running job has now."""
+        with self._lock:
+            return max(1, (self._threads or 1) // max(1, self._running))
+
+    def begin(self) -> None:
+        """A job begins in the calling thread."""
+        with self._lock:
+            self._running += 1
+        self.take()
+
+    def take(self) -> None:
+        """Let the calling thread have as many threads as its share is now."""
+        wanted = self.threads
+        if torch.get_num_threads() != wanted:
+            torch.set_num_threads(wanted)
+
+    def end(self) -> None:
+        """The calling thread's job is over: the number of threads is what it was before all jobs."""
+        with self._lock:
+            self._running -= 1
+            before = self._threads or 1
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+SHARE = Share()
 
 
 @dataclass(eq=False)
@@ -16,36 +125,82 @@ class Job:
     on_result: Callable[[Any], None]
     on_done: Callable[[], None]
     on_error: Callable[[Exception], None]
-    _stop: threading.Event = field(default_factory=threading.Event)
+    measure: Callable[[Any], tuple[int, int]] | None = None
+    _gate: threading.Lock = field(default_factory=threading.Lock)
     _over: threading.Event = field(default_factory=threading.Event)
+    _stopped: bool = False
+    _calling: bool = False
+    _progress: Progress | None = None
 
-    def cancel(self) -> None:
-        """Stop before the next partial result; neither ``on_done`` nor ``on_error`` will be called."""
-        self._stop.set()
+    def cancel(self) -> bool:
+        """Stop before the next partial result, and call back no more.
+
+        Returns whether it is silent from now on.  False says that one callback is running at this moment; it
+        is the last.
+        """
+        with self._gate:
+            self._stopped = True
+            return not self._calling
 
     @property
     def cancelled(self) -> bool:
-        return self._stop.is_set()
+        return self._stopped
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far it is; None before the first partial result, or where nothing is counted."""
+        return self._progress
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the job is over, for whatever reason; False if it is not within ``timeout`` seconds."""
         return self._over.wait(timeout)
 
+    def _call(self, callback: Callable[..., None], *arguments: Any) -> None:
+        with self._gate:
+            if self._stopped:
+                return
+            self._calling = True
+        try:
+            callback(*arguments)
+        finally:
+            with self._gate:
+                self._calling = False
+
     def _run(self) -> None:
         try:
-            steps = self.factory() if not self.cancelled else iter(())
-            for result in steps:
-                if self.cancelled:
-                    break
-                self.on_result(result)
             if not self.cancelled:
-                self.on_done()
-        except Exception as error:
+                self._steps()
+        except BaseException as error:
             # Whatever goes wrong in a job is the page's to show; the worker lives on.
-            if not self.cancelled:
-                self.on_error(error)
+            known = (
+                error if isinstance(error, Exception) else JobError(f"The computation ended with {error!r}.")
+            )
+            try:
+                self._call(self.on_error, known)
+            except Exception:
+                log.exception("A job's error could not be reported.")
         finally:
             self._over.set()
+
+    def _steps(self) -> None:
+        pace = Pace()
+        SHARE.begin()
+        try:
+            steps = iter(self.factory())
+            try:
+                for result in steps:
+                    if self.cancelled:
+                        return
+                    if self.measure is not None:
+                        self._progress = pace.step(*self.measure(result))
+                    self._call(self.on_result, result)
+                    SHARE.take()
+            finally:
+                # A generator that is left in the middle ends here, in its own thread.
+                getattr(steps, "close", lambda: None)()
+        finally:
+            SHARE.end()
+        self._call(self.on_done)
 
 
 class Worker:
@@ -75,9 +230,19 @@ class Worker:
         on_result: Callable[[Any], None],
         on_done: Callable[[], None] = lambda: None,
         on_error: Callable[[Exception], None] = lambda error: None,
+        measure: Callable[[Any], tuple[int, int]] | None = None,
     ) -> Job:
-        """Ask for ``factory()`` to be run through; what was asked before is cancelled."""
-        job = Job(factory, on_result, on_done, on_error)
+        """Ask for ``factory()`` to be run through; what was asked before is cancelled.
+
+        Args:
+            factory: makes the generator of partial results.
+            on_result: called with each of them.
+            on_done: called after the last.
+            on_error: called with what went wrong, instead.
+            measure: reads how much is done, and of how much, off a partial result; for ``Job.progress``.
+        """
+        job = Job(factory, on_result, on_done, on_error, measure)
+        SHARE.learn()
         with self._wake:
             if self._closed:
                 job.cancel()
@@ -99,23 +264,22 @@ class Worker:
     def busy(self) -> bool:
         """Whether a job runs or waits."""
         with self._wake:
-            return self._waiting is not None or (self._running is not None and not self._running.cancelled)
+            return any(job is not None and not job.cancelled for job in (self._waiting, self._running))
 
-    def cancel(self) -> None:
-        """Cancel what runs and what waits."""
+    def cancel(self) -> bool:
+        """Cancel what runs and what waits; whether both are silent from now on (see :meth:`Job.cancel`)."""
         with self._wake:
-            for job in (self._waiting, self._running):
-                if job is not None:
-                    job.cancel()
+            return self._cancel()
 
     def close(self) -> None:
         """Cancel everything and let the thread end; later requests are ignored."""
         with self._wake:
             self._closed = True
-            for job in (self._waiting, self._running):
-                if job is not None:
-                    job.cancel()
+            self._cancel()
             self._wake.notify()
+
+    def _cancel(self) -> bool:
+        return all([job.cancel() for job in (self._waiting, self._running) if job is not None])
 
     def _loop(self) -> None:
         while True:

@@ -1,0 +1,239 @@
+"""Jobs under many hands: the last request is answered, one at a time, the cancelled are silent, threads shared."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+import torch
+
+import explorer as qx
+from explorer.errors import JobError
+from explorer.jobs import SHARE, Pace, Progress, Worker
+from tests.small import images, tiny
+
+SECONDS = 30
+
+
+class Told:
+    """A request that notes what it is told, and when two run at once in its worker."""
+
+    def __init__(self, busy: list[int], fails: bool = False) -> None:
+        self.busy, self.fails = busy, fails
+        self.heard: list[str] = []
+        self.silent = False
+        self.broken: list[str] = []
+
+    def __call__(self):
+        self.busy.append(1)
+        if len(self.busy) > 1:
+            self.broken.append("two jobs at once")
+        try:
+            yield from range(3)
+            if self.fails:
+                raise ValueError("no more")
+        finally:
+            self.busy.pop()
+
+    def hear(self, what: str) -> None:
+        if self.silent:
+            self.broken.append(f"{what} after cancel() has returned True")
+        self.heard.append(what)
+
+    def submit(self, worker: Worker):
+        return worker.submit(
+            self, lambda n: self.hear("result"), lambda: self.hear("done"), lambda e: self.hear("error")
+        )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_last_request_of_every_worker_is_answered_whoever_asks(seed):
+    draw = random.Random(seed)
+    workers = [Worker(f"worker {number}") for number in range(4)]
+    busy: list[list[int]] = [[] for _ in workers]
+    asked: list[list[Told]] = [[] for _ in workers]
+    last: list = [None] * len(workers)
+    order = [threading.Lock() for _ in workers]
+
+    def user(draw: random.Random) -> None:
+        for _ in range(40):
+            at = draw.randrange(len(workers))
+            told = Told(busy[at], fails=draw.random() < 0.3)
+            with order[at]:  # so that it is known which request was the last
+                job = told.submit(workers[at])
+                asked[at].append(told)
+                last[at] = (told, job)
+            if draw.random() < 0.3:
+                told.silent = job.cancel()
+
+    users = [threading.Thread(target=user, args=(random.Random(draw.random()),)) for _ in range(5)]
+    for each in users:
+        each.start()
+    for each in users:
+        each.join(SECONDS)
+    for worker, (told, job) in zip(workers, last, strict=True):
+        assert job.wait(SECONDS)
+        assert job.cancelled or told.heard[-1] == ("error" if told.fails else "done")
+        worker.close()
+    for told in (each for requests in asked for each in requests):
+        assert not told.broken
+        assert sum(what != "result" for what in told.heard) <= 1
+
+
+def test_a_callback_may_ask_for_the_next_job():
+    worker, heard, over = Worker("test"), [], threading.Event()
+
+    def again() -> None:
+        worker.submit(lambda: iter([2]), heard.append, over.set)
+
+    worker.submit(lambda: iter([1]), heard.append, again)
+    assert over.wait(SECONDS) and heard == [1, 2]
+    worker.close()
+
+
+def test_cancel_tells_whether_a_callback_is_running():
+    worker, inside, go = Worker("test"), threading.Event(), threading.Event()
+    heard = []
+
+    def slow(number: int) -> None:
+        inside.set()
+        assert go.wait(SECONDS)
+        heard.append(number)
+
+    job = worker.submit(lambda: iter([1, 2]), slow, lambda: heard.append("done"))
+    assert inside.wait(SECONDS)
+    assert worker.cancel() is False and not worker.busy
+    go.set()
+    assert job.wait(SECONDS) and heard == [1] and job.cancel() is True
+    worker.close()
+
+
+def test_a_generator_that_is_left_ends_at_once():
+    worker, ended, first = Worker("test"), threading.Event(), threading.Event()
+    go = threading.Event()
+
+    def steps():
+        try:
+            yield 1
+            go.wait(SECONDS)
+            yield 2
+        finally:
+            ended.set()
+
+    job = worker.submit(steps, lambda n: first.set())
+    assert first.wait(SECONDS)
+    job.cancel()
+    go.set()
+    assert ended.wait(SECONDS) and job.wait(SECONDS)
+    worker.close()
+
+
+def test_nothing_that_a_job_does_ends_the_worker(caplog):
+    worker, errors, seen = Worker("test"), [], []
+
+    def leaves():
+        yield 1
+        raise SystemExit(3)
+
+    def refuses(error: Exception) -> None:
+        raise RuntimeError("nobody listens")
+
+    assert worker.submit(leaves, seen.append, on_error=errors.append).wait(SECONDS)
+    assert isinstance(errors[0], JobError) and "SystemExit(3)" in str(errors[0])
+    assert worker.submit(leaves, seen.append, on_error=refuses).wait(SECONDS)
+    assert "could not be reported" in caplog.text
+    assert worker.submit(lambda: iter([2]), seen.append).wait(SECONDS)
+    assert seen == [1, 1, 2]
+    worker.close()
+
+
+def test_pace_is_the_median_of_the_latest_steps():
+    clock = iter([100.0, 130.0, 132.0, 134.0, 154.0, 156.0])
+    pace = Pace(lambda: next(clock))
+    assert pace.step(10, 100) == Progress(10, 100, 30.0, None)
+    assert pace.step(20, 100).left == pytest.approx(16)
+    assert pace.step(30, 100).left == pytest.approx(14)
+    assert pace.step(40, 100).left == pytest.approx(12), "one slow step changes little"
+    assert pace.step(100, 100) == Progress(100, 100, 56.0, 0.0)
+
+
+def test_a_job_tells_how_far_it_is():
+    session = qx.Session(tiny(), data=images(), store_bytes=1 << 24)
+    worker, seen = Worker("test"), []
+    job = worker.submit(session.evaluate_steps, seen.append, measure=lambda e: (e.images, e.total_images))
+    assert job.wait(SECONDS)
+    assert (job.progress.done, job.progress.total, job.progress.left) == (90, 90, 0.0)
+    worker.close()
+
+
+@pytest.fixture
+def four_threads():
+    """torch with four threads in this one, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_are_shared_and_given_back(four_threads):
+    workers = [Worker(f"worker {number}") for number in range(3)]
+    turns = [threading.Semaphore(0) for _ in workers]
+    found: list[list[int]] = [[] for _ in workers]
+    stepped = [threading.Semaphore(0) for _ in workers]
+
+    def steps(at: int):
+        while True:
+            turns[at].acquire(timeout=SECONDS)
+            yield torch.get_num_threads()
+
+    def turn(at: int) -> int:
+        # What a job was given shows at the batch after the border.
+        for _ in range(2):
+            turns[at].release()
+            assert stepped[at].acquire(timeout=SECONDS)
+        return found[at][-1]
+
+    def hear(at: int, threads: int) -> None:
+        found[at].append(threads)
+        stepped[at].release()
+
+    def start(at: int):
+        return workers[at].submit(lambda: steps(at), lambda n: hear(at, n))
+
+    jobs = [start(0)]
+    assert turn(0) == 4
+    jobs.append(start(1))
+    assert (turn(1), turn(0)) == (2, 2)
+    jobs.append(start(2))
+    assert (turn(2), turn(1), turn(0)) == (1, 1, 1)
+    for at in (1, 2):
+        jobs[at].cancel()
+        turns[at].release()
+        assert jobs[at].wait(SECONDS)
+    assert turn(0) == 4 and SHARE.threads == 4
+    jobs[0].cancel()
+    turns[0].release()
+    assert jobs[0].wait(SECONDS)
+    assert torch.get_num_threads() == 4
+    fresh: list[int] = []
+    reader = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
+    reader.start()
+    reader.join(SECONDS)
+    assert fresh == [4]
+    for worker in workers:
+        worker.close()
+
+
+def test_numbers_do_not_depend_on_the_number_of_threads(four_threads):
+    """Sums are split otherwise, so the last digits differ; all that is counted is the same."""
+    subject = qx.Session(tiny(), data=images(), store_bytes=1 << 24).subject
+    found = []
+    for threads in (4, 1):
+        torch.set_num_threads(threads)
+        subject.engine.store.clear()
+        found.append(qx.Session(subject=subject).evaluate("int8_dynamic"))
+    many, one = found
+    assert (many.top1, many.won, many.lost, many.bops) == (one.top1, one.won, one.lost, one.bops)
+    assert many.kl == pytest.approx(one.kl, rel=1e-3)
+    assert many.output_sqnr_db == pytest.approx(one.output_sqnr_db, abs=1e-2)
