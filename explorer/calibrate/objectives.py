@@ -130,7 +130,7 @@ _CHUNK = 1 << 19
 # A group of more values than this is binned before it is searched.
 _MOST_POINTS = 1 << 20
 # With fewer weighted points for each code it is faster to go through them than to find the edges among them.
-_POINTS_A_CODE = 32
+_POINTS_A_CODE = 8
 # Elements of a group of which one extreme stands for all in a bound on what is clipped.
 _BLOCK = 16
 
