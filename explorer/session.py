@@ -19,16 +19,22 @@ from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import Recipe, TensorScheme
 from explorer.sources import LoadedModel, Preprocess
 from explorer.study import (
+    DEFAULT_FORMATS,
+    MEASURES,
     METHODS,
+    OWN,
+    Additivity,
     Comparison,
     Evaluation,
     Histogram,
+    Sweep,
+    additivity,
     compare_steps,
     evaluate_steps,
     histogram_of,
     layer_reports,
     rows_for,
-    sensitivity_steps,
+    rows_without,
 )
 from explorer.study.evaluate import check_interval
 from explorer.study.histogram import clipped_share
@@ -332,55 +338,82 @@ class Session:
 
     def sensitivity_steps(
         self,
-        formats: Sequence[str] = ("int8", "int4", "int2"),
-        measure: str = "kl",
+        formats: Sequence[str] | str | None = None,
+        measure: str | None = None,
         method: str = "exact",
         tensor: str = "weight",
         images: int | None = None,
         layers: Iterable[str] | None = None,
     ) -> Iterator[pd.DataFrame]:
         """Sharper and sharper tables of sensitivities: columns layer, format, tensor, method, measure, value,
-        low, high, images, complete.
+        low, high, images, complete, weight_sqnr_db, output_sqnr_db.
 
-        Granularity, symmetry and objective of each layer are those of the present recipe.
+        Granularity, symmetry and objective of each layer are those of the present recipe.  ``method`` says
+        of each value which tier it is from: ``instant`` values are estimates, with the interval of their sample.
 
         Args:
-            formats: which formats to try at every layer.
-            measure: ``kl``, ``loss``, ``top1`` or ``sqnr``.
-            method: ``exact``.
+            formats: which formats to try at every layer, ``recipe`` for the layer's own; None takes int8, int4
+                and int2.
+            measure: ``kl`` (also for None), ``loss``, ``top1`` or ``sqnr``.
+            method: ``weight``, ``output``, ``instant``, ``exact``, ``leave_one_out`` or ``live``.
             tensor: ``weight``, ``input`` or ``both``.
             images: how many evaluation images, None for all.
             layers: which layers, None for all.
 
         Raises:
-            SchemeError: for a format, measure, method or tensor that does not exist.
+            SchemeError: for a format, measure, method or tensor that does not exist or does not go together.
         """
         if method not in METHODS:
             raise SchemeError(unknown("method", method, METHODS))
-        formats = [formats] if isinstance(formats, str) else list(formats)
-        chosen = [self._layer(name) for name in (self.layer_names if layers is None else layers)]
-        recipe = self.recipe
+        chosen = METHODS[method]
+        if measure is None:
+            measure = chosen.measures[0]
+        if measure in MEASURES and measure not in chosen.measures:
+            raise SchemeError(
+                f"The method {method!r} looks at one layer alone, where {measure!r} cannot be measured; "
+                f"use measure sqnr, or the method instant or exact."
+            )
+        if formats is not None and not chosen.formats:
+            raise SchemeError(
+                f"The method {method!r} takes each layer as the recipe has it, so formats have no effect; "
+                "leave them out."
+            )
+        if method == "weight" and tensor == "input":
+            raise SchemeError("The method 'weight' looks at weights only; use the method output for inputs.")
+        yield from chosen.steps(self._sweep(formats, measure, tensor, images, layers, chosen.formats))
 
-        def schemes(name: str) -> tuple[TensorScheme, TensorScheme]:
-            config = recipe.config(name)
-            return config.weight, config.input
-
-        stream = self.subject.evaluation
-        yield from sensitivity_steps(
-            self.engine,
-            self.subject.floats,
-            rows_for(chosen, formats, tensor, schemes),
-            self.plan,
-            stream.batches(images),
-            stream.count(images),
-            measure,
-            tensor,
+    def _sweep(
+        self,
+        formats: Sequence[str] | str | None,
+        measure: str,
+        tensor: str,
+        images: int | None,
+        layers: Iterable[str] | None,
+        alone: bool = True,
+    ) -> Sweep:
+        found = [self._layer(name) for name in (self.layer_names if layers is None else layers)]
+        names = (
+            DEFAULT_FORMATS if formats is None else [formats] if isinstance(formats, str) else list(formats)
+        )
+        subject = self.subject
+        return Sweep(
+            engine=self.engine,
+            floats=subject.floats,
+            calibration=subject.calibration,
+            batches=subject.evaluation.batches,
+            total=subject.evaluation.count(images),
+            rows=rows_for(found, names, tensor, self.recipe)
+            if alone
+            else rows_without(found, tensor, self.recipe),
+            measure=measure,
+            tensor=tensor,
+            recipe=self.recipe,
         )
 
     def sensitivity(
         self,
-        formats: Sequence[str] = ("int8", "int4", "int2"),
-        measure: str = "kl",
+        formats: Sequence[str] | str | None = None,
+        measure: str | None = None,
         method: str = "exact",
         tensor: str = "weight",
         images: int | None = None,
@@ -389,6 +422,27 @@ class Session:
         """The table of sensitivities; see :meth:`sensitivity_steps`."""
         steps = self.sensitivity_steps(formats, measure, method, tensor, images, layers)
         return deque(steps, maxlen=1)[0]
+
+    def additivity(
+        self, measure: str = "kl", method: str = "instant", images: int | None = None
+    ) -> Additivity:
+        """What the present recipe does to each layer alone, added up, beside what it does to the network.
+
+        Args:
+            measure: as in :meth:`sensitivity_steps`.
+            method: ``instant`` or ``exact``: how the layers' own shares are found.
+            images: how many evaluation images, None for all.
+
+        Raises:
+            SchemeError: for a measure or method that does not exist, or a recipe that quantizes nothing.
+        """
+        choices = ("instant", "exact")
+        if method not in choices:
+            raise SchemeError(unknown("method", method, choices))
+        sweep = self._sweep(OWN, measure, "both", images, None)
+        if not sweep.rows:
+            raise SchemeError("The present recipe quantizes nothing, so there is nothing to add up.")
+        return additivity(sweep, method)
 
     def histogram(
         self,

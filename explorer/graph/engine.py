@@ -265,6 +265,10 @@ class Engine:
             pending += graph.by_name[name].inputs
         return values, needed
 
+    def compute(self, plan: Plan, name: str, values: Mapping[str, Any]) -> Any:
+        """The value of one node from those of its inputs, quantized as ``plan`` says; nothing is stored."""
+        return self._compute(plan, self.graph.by_name[name], values)[1]
+
     def _compute(self, plan: Plan, node: Node, values: Mapping[str, Any]) -> tuple[float, Any]:
         """The value of one node and the seconds it took, those for its weight apart."""
         graph = self.graph

@@ -5,13 +5,18 @@ from __future__ import annotations
 from explorer.study.compare import Comparison, compare_steps
 from explorer.study.evaluate import Evaluation, Examples, Flip, LayerReport, evaluate_steps, layer_reports
 from explorer.study.histogram import Histogram, histogram_of
+from explorer.study.measures import MEASURES
 from explorer.study.metrics import ErrorSums, mean_interval, paired, skewed_interval, wilson
-from explorer.study.sensitivity import MEASURES, METHODS, TENSOR_CHOICES, rows_for, sensitivity_steps
+from explorer.study.sensitivity import METHODS, Additivity, additivity
+from explorer.study.sweep import DEFAULT_FORMATS, OWN, TENSOR_CHOICES, Sweep, rows_for, rows_without
 
 __all__ = [
+    "DEFAULT_FORMATS",
     "MEASURES",
     "METHODS",
+    "OWN",
     "TENSOR_CHOICES",
+    "Additivity",
     "Comparison",
     "ErrorSums",
     "Evaluation",
@@ -19,6 +24,8 @@ __all__ = [
     "Flip",
     "Histogram",
     "LayerReport",
+    "Sweep",
+    "additivity",
     "compare_steps",
     "evaluate_steps",
     "histogram_of",
@@ -26,7 +33,7 @@ __all__ = [
     "mean_interval",
     "paired",
     "rows_for",
-    "sensitivity_steps",
+    "rows_without",
     "skewed_interval",
     "wilson",
 ]

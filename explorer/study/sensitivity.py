@@ -1,211 +1,242 @@
-"""Sensitivity: which layer suffers under which format.
+"""Sensitivity: which layer suffers under which format, in tiers from instant to exact.
 
 The exact method quantizes one tensor of one layer at a time and measures the network's result against the
-float network's.  On the engine each row costs only what lies downstream of its layer.
+float network's; leave-one-out takes the quantization of one layer back in a quantized network.  On the engine
+each row costs only what lies downstream of its layer.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from explorer.errors import SchemeError, unknown
-from explorer.formats import format_named
-from explorer.graph import Engine, Layer, Plan
-from explorer.recipe import Recipe, TensorScheme
-from explorer.study.evaluate import Examples, Scores, output_sqnr
-from explorer.study.metrics import Interval, mean_interval, paired, ratio_db_interval
+from explorer.graph import Plan
+from explorer.study.evaluate import ScoreList, Scores, finite
+from explorer.study.instant import INSTANT, instant_steps
+from explorer.study.local import OUTPUT_IMAGES, fill_weights, output_steps
+from explorer.study.measures import Estimate
+from explorer.study.metrics import Interval
+from explorer.study.sweep import EXACT, Board, Row, Sweep
 
-METHODS: dict[str, str] = {"exact": "one tensor of one layer at a time, the whole network evaluated"}
-TENSOR_CHOICES: dict[str, str] = {
-    "weight": "the layer's weight",
-    "input": "the layer's input activation",
-    "both": "weight and input together",
-}
+WEIGHT, OUTPUT, WITHOUT = "weight", "output", "leave_one_out"
+# A race does not stop a row before it has seen so many images, nor on an interval wider than this share of its value.
+_RACE_IMAGES, _RACE_WIDTH = 200, 0.1
+
+
+def _weight_steps(sweep: Sweep) -> Iterator[pd.DataFrame]:
+    board = Board(sweep, WEIGHT)
+    fill_weights(sweep, board)
+    board.value[:] = board.low[:] = board.high[:] = board.weight_sqnr
+    board.decided[:] = True
+    yield board.table()
+
+
+def _output_steps(sweep: Sweep) -> Iterator[pd.DataFrame]:
+    """One pass: each row's error at the output of its own layer, its input being the float network's."""
+    sweep.prepare()
+    board = Board(sweep, OUTPUT)
+    fill_weights(sweep, board)
+    for estimates, images in output_steps(sweep):
+        for index, estimate in enumerate(estimates):
+            board.put(index, OUTPUT, estimate, images)
+        board.output_sqnr[:] = board.value
+        board.decided[:] = images >= min(sweep.total, OUTPUT_IMAGES)
+        yield board.table()
+
+
+def _instant_steps(sweep: Sweep) -> Iterator[pd.DataFrame]:
+    board = Board(sweep, INSTANT)
+    fill_weights(sweep, board)
+    for _ in instant_steps(sweep, board):
+        yield board.table()
+    board.decided[:] = True
+    yield board.table()
+
+
+def _exact(
+    sweep: Sweep,
+    board: Board,
+    order: Sequence[int],
+    race: bool = False,
+    base: Plan | None = None,
+    method: str = EXACT,
+) -> Iterator[pd.DataFrame]:
+    """The network's result under each row, batch by batch; the first batch row by row.
+
+    Args:
+        sweep: the question.
+        board: takes the values.
+        order: of the rows within a batch.
+        race: leave out rows that are decided.
+        base: what each row is compared with; None: the float network, which costs nothing.
+        method: the name of the values.
+    """
+    engine, graph = sweep.engine, sweep.engine.graph
+    plans: dict[int, Plan] = {}
+    parts: dict[int, ScoreList] = defaultdict(ScoreList)
+    base_parts = ScoreList()
+    starts = [graph.output, *(name for name in graph.worth_keeping if name in graph.by_name)]
+    for step, examples in enumerate(sweep.batches(sweep.total)):
+        sweep.checked(examples)
+        # What every row starts from: kept, while this batch lasts.
+        reference = engine.run(sweep.floats, examples.batch, [graph.output] if base else starts)[graph.output]
+        if base is not None:
+            result = engine.run(base, examples.batch, starts)[graph.output]
+            base_parts.append(Scores.of(result, reference, examples.labels))
+        running = [index for index in order if not board.decided[index]]
+        for place, index in enumerate(running):
+            if index not in plans:
+                plans[index] = sweep.plan(sweep.rows[index].recipe)
+            result = engine.run(plans[index], examples.batch, keep=False)[graph.output]
+            parts[index].append(Scores.of(result, reference, examples.labels))
+            scores = parts[index].all
+            estimate: Estimate = (
+                sweep.goal.estimate(scores)
+                if base is None
+                else sweep.goal.difference(base_parts.all, scores)
+            )
+            board.put(index, method, estimate, len(scores.kl))
+            if step == 0 and place < len(running) - 1:
+                yield board.table()
+        if race:
+            board.decided |= _decided(board, sweep.rows)
+        yield board.table()
+        if bool(board.decided.all()):
+            return
+
+
+def _decided(board: Board, rows: Sequence[Row]) -> np.ndarray:
+    """Which rows need no more images: their place among the rows of their format is clear, or their value is."""
+    found = np.zeros(len(rows), dtype=bool)
+    formats = np.array([row.format for row in rows])
+    for name in dict.fromkeys(formats):
+        index = np.flatnonzero(formats == name)
+        index = index[np.argsort(board.value[index], kind="stable")]
+        low, high = board.low[index], board.high[index]
+        above = np.append(low[1:], np.inf)
+        below = np.insert(high[:-1], 0, -np.inf)
+        placed = (high < above) & (low > below)
+        narrow = (high - low) <= _RACE_WIDTH * np.abs(board.value[index])
+        found[index] = (placed | narrow) & (board.images[index] >= _RACE_IMAGES)
+    return found
+
+
+def _exact_steps(sweep: Sweep) -> Iterator[pd.DataFrame]:
+    board = Board(sweep, EXACT)
+    fill_weights(sweep, board)
+    yield from _exact(sweep, board, range(len(sweep.rows)))
+
+
+def _without_steps(sweep: Sweep) -> Iterator[pd.DataFrame]:
+    board = Board(sweep, WITHOUT)
+    yield from _exact(sweep, board, range(len(sweep.rows)), base=sweep.plan(sweep.recipe), method=WITHOUT)
+
+
+def _live_steps(sweep: Sweep) -> Iterator[pd.DataFrame]:
+    """Every tier in turn; exact values replace estimates, what matters most first, until each is decided."""
+    board = Board(sweep, INSTANT)
+    fill_weights(sweep, board)
+    yield board.table()
+    for _ in instant_steps(sweep, board):
+        yield board.table()
+    order = np.argsort(-sweep.goal.worse * board.value, kind="stable")
+    yield from _exact(sweep, board, [int(index) for index in order], race=True)
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A way to say how much a network's results have suffered.
+class Method:
+    """A way to find sensitivities.
 
     Args:
-        help: what it is, with its unit.
-        value: from the scores of all images.
-        interval: its 95% interval.
-        labels: whether it needs to know what is right.
-        worse: +1 where a larger value is worse, -1 where it is better.
+        help: what it does.
+        steps: better and better tables.
+        measures: the measures that it can take.
+        formats: whether it tries formats; otherwise each layer is as in the present recipe.
     """
 
     help: str
-    value: Callable[[Scores], float]
-    interval: Callable[[Scores], Interval]
-    labels: bool = False
-    worse: int = 1
+    steps: Callable[[Sweep], Iterator[pd.DataFrame]]
+    measures: tuple[str, ...] = ("kl", "loss", "top1", "sqnr")
+    formats: bool = True
 
 
-def _drop_interval(scores: Scores) -> Interval:
-    lost = int(((scores.right == 0) & (scores.right_float == 1)).sum())
-    won = int(((scores.right == 1) & (scores.right_float == 0)).sum())
-    low, high = paired(won, lost, len(scores.right))
-    return -high, -low
-
-
-MEASURES: dict[str, Measure] = {
-    "kl": Measure(
-        "mean divergence of the class distribution from the float network's, nats",
-        lambda s: float(s.kl.mean()),
-        lambda s: mean_interval(s.kl),
+METHODS: dict[str, Method] = {
+    WEIGHT: Method("the SQNR of the weight itself; no image is seen", _weight_steps, ("sqnr",)),
+    OUTPUT: Method("the SQNR of the layer's own output, all layers in one pass", _output_steps, ("sqnr",)),
+    INSTANT: Method(
+        "an estimate: the error at the layer's output carried to the result, large steps run on few images",
+        _instant_steps,
     ),
-    "loss": Measure(
-        "mean cross-entropy minus the float network's, nats",
-        lambda s: float((s.loss - s.loss_float).mean()),
-        lambda s: mean_interval(s.loss - s.loss_float),
-        labels=True,
+    EXACT: Method("one tensor of one layer at a time, the whole network evaluated", _exact_steps),
+    WITHOUT: Method(
+        "the present recipe minus the recipe with one layer back in float, on the same images",
+        _without_steps,
+        formats=False,
     ),
-    "top1": Measure(
-        "drop of the share of images classified rightly (without labels: as the float network does)",
-        lambda s: float((s.right_float - s.right).mean()),
-        _drop_interval,
-    ),
-    "sqnr": Measure(
-        "signal to quantization noise of the network's result, dB (more is better)",
-        output_sqnr,
-        lambda s: ratio_db_interval(s.signal, s.noise),
-        worse=-1,
+    "live": Method(
+        "instant estimates at once, then exact values, worst first; a row stops when its place is clear",
+        _live_steps,
     ),
 }
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is asked: one layer, one format, the recipe that quantizes nothing else."""
-
-    layer: str
-    format: str
-    recipe: Recipe
-
-
-def rows_for(
-    layers: Iterable[Layer],
-    formats: Sequence[str],
-    tensor: str,
-    schemes: Callable[[str], tuple[TensorScheme, TensorScheme]],
-) -> list[Row]:
-    """The rows of a sweep.
+class Additivity:
+    """Whether the parts of a recipe add up to the whole.
 
     Args:
-        layers: the quantizable ones.
-        formats: names of formats, each tried at every layer.
-        tensor: ``weight``, ``input`` or ``both``.
-        schemes: gives the schemes of a layer's weight and input, of which the format is replaced.
-
-    Raises:
-        SchemeError: for a format or tensor that does not exist.
+        measure: a name in ``MEASURES``.
+        method: how the layers' own shares were found.
+        predicted: what the layers suffer one at a time, added up (energies, for ``sqnr``).
+        measured: what the network suffers under the whole recipe.
+        interval: the 95% interval of ``measured``.
+        images: how many images ``measured`` is from.
+        layers: each layer's share, in the order of execution.
     """
-    if tensor not in TENSOR_CHOICES:
-        raise SchemeError(unknown("tensor", tensor, TENSOR_CHOICES))
-    if not formats:
-        raise SchemeError("A sensitivity sweep needs at least one format, for example int4.")
-    for name in formats:
-        format_named(name)
-    rows = []
-    for layer in layers:
-        weight, incoming = schemes(layer.name)
-        for name in formats:
-            recipe = Recipe.preset("fp32")
-            changed = {}
-            if tensor in ("weight", "both") and layer.weight is not None:
-                changed["weight"] = _with_format(weight, name)
-            if tensor in ("input", "both") and layer.inputs:
-                changed["input"] = _with_format(incoming, name)
-            if changed:
-                rows.append(Row(layer.name, name, recipe.with_layer(layer.name, **changed)))
-    return rows
+
+    measure: str
+    method: str
+    predicted: float
+    measured: float
+    interval: Interval
+    images: int
+    layers: tuple[tuple[str, float], ...]
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over measured; of decibels the difference."""
+        if self.measure == "sqnr":
+            return self.predicted - self.measured
+        return self.predicted / self.measured if self.measured else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return finite({**asdict(self), "ratio": self.ratio})
 
 
-def _with_format(scheme: TensorScheme, name: str) -> TensorScheme:
-    """The scheme with another format, switched on."""
-    mode = "static" if scheme.mode == "off" else scheme.mode
-    if not format_named(name).scaled:
-        return TensorScheme(name)
-    return replace(scheme, format=name, mode=mode)
-
-
-def sensitivity_steps(
-    engine: Engine,
-    floats: Plan,
-    rows: Sequence[Row],
-    make_plan: Callable[[Recipe], Plan],
-    batches: Iterable[Examples],
-    total: int,
-    measure: str = "kl",
-    tensor: str = "weight",
-) -> Iterator[pd.DataFrame]:
-    """Sharper and sharper tables of the exact sensitivities; the first batch yields row by row.
-
-    Every table has all rows; a value that is not there yet is NaN, ``images`` says how many images each is
-    from, and ``complete`` whether those are all.
-
-    Raises:
-        SchemeError: for a measure that does not exist or needs labels where there are none.
-    """
-    if measure not in MEASURES:
-        raise SchemeError(unknown("measure", measure, MEASURES))
-    graph = engine.graph
-    plans: list[Plan | None] = [None] * len(rows)
-    parts: list[list[Scores]] = [[] for _ in rows]
-    values = [(math.nan, (math.nan, math.nan))] * len(rows)
-    images = [0] * len(rows)
-    for step, examples in enumerate(batches):
-        if MEASURES[measure].labels and examples.labels is None:
-            raise SchemeError(
-                f"The measure {measure!r} needs labels and these images have none; use kl, sqnr, "
-                "or top1, which is then the agreement with the float network."
+def additivity(sweep: Sweep, method: str) -> Additivity:
+    """What the rows of ``sweep`` add up to, beside the measured total of its recipe on the same images."""
+    *_, table = METHODS[method].steps(sweep)
+    engine, whole = sweep.engine, sweep.plan(sweep.recipe)
+    output = engine.graph.output
+    scores = Scores.join(
+        [
+            Scores.of(
+                engine.run(whole, examples.batch)[output],
+                engine.run(sweep.floats, examples.batch)[output],
+                examples.labels,
             )
-        # The float network's activations are what every row starts from: kept, while this batch lasts.
-        reference = engine.run(floats, examples.batch, [graph.output, *_starts(engine)])[graph.output]
-        for index, row in enumerate(rows):
-            plan = plans[index] = plans[index] or make_plan(row.recipe)
-            result = engine.run(plan, examples.batch, keep=False)[graph.output]
-            parts[index].append(Scores.of(result, reference, examples.labels))
-            scores = Scores.join(parts[index])
-            parts[index] = [scores]
-            images[index] = len(scores.right)
-            values[index] = MEASURES[measure].value(scores), MEASURES[measure].interval(scores)
-            if step == 0 and index < len(rows) - 1:
-                yield _table(rows, values, images, total, measure, tensor)
-        yield _table(rows, values, images, total, measure, tensor)
-
-
-def _starts(engine: Engine) -> list[str]:
-    """What the rows start from, as far as the graph computes it."""
-    graph = engine.graph
-    return [name for name in graph.worth_keeping if name in graph.by_name]
-
-
-def _table(
-    rows: Sequence[Row],
-    values: Sequence[tuple[float, Interval]],
-    images: Sequence[int],
-    total: int,
-    measure: str,
-    tensor: str,
-) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "layer": [row.layer for row in rows],
-            "format": [row.format for row in rows],
-            "tensor": tensor,
-            "method": "exact",
-            "measure": measure,
-            "value": np.array([value for value, _ in values], dtype=float),
-            "low": np.array([interval[0] for _, interval in values], dtype=float),
-            "high": np.array([interval[1] for _, interval in values], dtype=float),
-            "images": np.array(images, dtype=int),
-            "complete": [count >= total for count in images],
-        }
+            for examples in sweep.batches(sweep.total)
+        ]
+    )
+    measured, interval = sweep.goal.estimate(scores)
+    values = table["value"].to_numpy(dtype=float)
+    shares = tuple(zip(table["layer"], values.tolist(), strict=True))
+    return Additivity(
+        sweep.measure, method, sweep.goal.total(values), measured, interval, len(scores.kl), shares
     )

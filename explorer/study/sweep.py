@@ -1,0 +1,214 @@
+"""A sweep: rows of layers and formats, what is asked of each, and the table that fills."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from explorer.errors import SchemeError, unknown
+from explorer.formats import FORMATS, format_named
+from explorer.graph import Calibration, Engine, Layer, Plan, plan
+from explorer.recipe import Recipe, TensorScheme
+from explorer.study.evaluate import Examples
+from explorer.study.measures import MEASURES, Estimate, Measure
+
+TENSOR_CHOICES: dict[str, str] = {
+    "weight": "the layer's weight",
+    "input": "the layer's input activation",
+    "both": "weight and input together",
+}
+# In the place of a format: each layer as the present recipe has it.
+OWN = "recipe"
+# The method whose values are the network's own, not estimates.
+EXACT = "exact"
+DEFAULT_FORMATS = ("int8", "int4", "int2")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is asked: one layer, one format, and the recipe that quantizes nothing else (or all but it)."""
+
+    layer: str
+    format: str
+    recipe: Recipe
+
+
+def rows_for(layers: Iterable[Layer], formats: Sequence[str], tensor: str, recipe: Recipe) -> list[Row]:
+    """The rows of a sweep in which one layer at a time is quantized.
+
+    Args:
+        layers: the quantizable ones.
+        formats: names of formats, each tried at every layer; ``recipe`` stands for the layer's own.
+        tensor: ``weight``, ``input`` or ``both``.
+        recipe: gives the schemes, of which the format is replaced.
+
+    Raises:
+        SchemeError: for a format or tensor that does not exist, or when there is none.
+    """
+    if not formats:
+        raise SchemeError("A sensitivity sweep needs at least one format, for example int4.")
+    for name in formats:
+        if name not in (OWN, *FORMATS):
+            raise SchemeError(unknown("format", name, [*FORMATS, OWN]))
+    rows = []
+    for layer in layers:
+        schemes = _schemes(layer, tensor, recipe)
+        for name in formats:
+            changed = {key: _with_format(scheme, name) for key, scheme in schemes.items()}
+            if any(not scheme.off for scheme in changed.values()) or (changed and name != OWN):
+                rows.append(Row(layer.name, name, Recipe.preset("fp32").with_layer(layer.name, **changed)))
+    return rows
+
+
+def rows_without(layers: Iterable[Layer], tensor: str, recipe: Recipe) -> list[Row]:
+    """The rows of a sweep in which one layer at a time goes back to float in a quantized network."""
+    rows = []
+    for layer in layers:
+        schemes = {key: s for key, s in _schemes(layer, tensor, recipe).items() if not s.off}
+        if schemes:
+            off = {key: TensorScheme("fp32") for key in schemes}
+            formats = "/".join(dict.fromkeys(scheme.format for scheme in schemes.values()))
+            rows.append(Row(layer.name, formats, recipe.with_layer(layer.name, **off)))
+    return rows
+
+
+def _schemes(layer: Layer, tensor: str, recipe: Recipe) -> dict[str, TensorScheme]:
+    if tensor not in TENSOR_CHOICES:
+        raise SchemeError(unknown("tensor", tensor, TENSOR_CHOICES))
+    config, found = recipe.config(layer.name), {}
+    if tensor in ("weight", "both") and layer.weight is not None:
+        found["weight"] = config.weight
+    if tensor in ("input", "both") and layer.inputs:
+        found["input"] = config.input
+    return found
+
+
+def _with_format(scheme: TensorScheme, name: str) -> TensorScheme:
+    """The scheme with another format, switched on."""
+    if name == OWN:
+        return scheme
+    if not format_named(name).scaled:
+        return TensorScheme(name)
+    return replace(scheme, format=name, mode="static" if scheme.mode == "off" else scheme.mode)
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A question about many rows.
+
+    Args:
+        engine: of the graph.
+        floats: the float network worked out.
+        calibration: sets the static ranges of inputs.
+        batches: the first so many evaluation images, batch by batch, in the fixed order.
+        total: how many images the whole question is about.
+        rows: what is asked.
+        measure: a name in ``MEASURES``.
+        tensor: what of each layer is quantized.
+        recipe: the present recipe.
+    """
+
+    engine: Engine
+    floats: Plan
+    calibration: Calibration
+    batches: Callable[[int], Iterator[Examples]]
+    total: int
+    rows: Sequence[Row]
+    measure: str
+    tensor: str
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise SchemeError(unknown("measure", self.measure, MEASURES))
+
+    @property
+    def goal(self) -> Measure:
+        """The measure itself."""
+        return MEASURES[self.measure]
+
+    def plan(self, recipe: Recipe) -> Plan:
+        """A recipe worked out, its static ranges fitted."""
+        self.calibration.prepare(recipe)
+        return plan(self.engine.graph, recipe, self.calibration.params)
+
+    def prepare(self) -> None:
+        """Gather what the rows' static ranges are made of, in as few passes as possible."""
+        for row in self.rows:
+            self.calibration.prepare(row.recipe)
+
+    def local_plan(self, row: Row) -> Plan:
+        """What acts at the row's own layer; it has no keys, so it is good for that one node only."""
+        layer = self.engine.graph.by_layer[row.layer]
+        config = row.recipe.config(row.layer)
+        params = {}
+        if layer.inputs and config.input.scaled and config.input.mode == "static":
+            params[row.layer] = tuple(
+                self.calibration.params(layer, index, config.input) for index in range(len(layer.inputs))
+            )
+        return Plan(self.engine.graph, {row.layer: config}, params, {})
+
+    def checked(self, examples: Examples) -> Examples:
+        """The examples, if the measure can be taken on them.
+
+        Raises:
+            SchemeError: when the measure needs labels and there are none.
+        """
+        if self.goal.labels and examples.labels is None:
+            raise SchemeError(
+                f"The measure {self.measure!r} needs labels and these images have none; use kl, sqnr, "
+                "or top1, which is then the agreement with the float network."
+            )
+        return examples
+
+
+class Board:
+    """The values known so far, one for each row; every table has all rows.
+
+    Args:
+        sweep: the question.
+        method: a name for those values that are not known yet.
+    """
+
+    def __init__(self, sweep: Sweep, method: str) -> None:
+        count = len(sweep.rows)
+        self.sweep = sweep
+        self.method: list[str] = [method] * count
+        self.value, self.low, self.high = (np.full(count, math.nan) for _ in range(3))
+        self.images = np.zeros(count, dtype=int)
+        self.weight_sqnr, self.output_sqnr = np.full(count, math.nan), np.full(count, math.nan)
+        self.decided = np.zeros(count, dtype=bool)
+
+    def put(self, index: int, method: str, estimate: Estimate, images: int) -> None:
+        """Set the value of a row."""
+        self.value[index], (self.low[index], self.high[index]) = estimate
+        self.method[index], self.images[index] = method, images
+
+    @property
+    def complete(self) -> np.ndarray:
+        """Which rows will not change any more: all their images seen, or decided before."""
+        return self.decided | (self.images >= self.sweep.total)
+
+    def table(self) -> pd.DataFrame:
+        """The rows as they stand."""
+        rows = self.sweep.rows
+        return pd.DataFrame(
+            {
+                "layer": [row.layer for row in rows],
+                "format": [row.format for row in rows],
+                "tensor": self.sweep.tensor,
+                "method": self.method,
+                "measure": self.sweep.measure,
+                "value": self.value.copy(),
+                "low": self.low.copy(),
+                "high": self.high.copy(),
+                "images": self.images.copy(),
+                "complete": self.complete,
+                "weight_sqnr_db": self.weight_sqnr.copy(),
+                "output_sqnr_db": self.output_sqnr.copy(),
+            }
+        )
