@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import random
 import threading
 
@@ -237,3 +239,28 @@ def test_numbers_do_not_depend_on_the_number_of_threads(four_threads):
     assert (many.top1, many.won, many.lost, many.bops) == (one.top1, one.won, one.lost, one.bops)
     assert many.kl == pytest.approx(one.kl, rel=1e-3)
     assert many.output_sqnr_db == pytest.approx(one.output_sqnr_db, abs=1e-2)
+
+
+def test_a_browser_that_leaves_is_no_error(caplog):
+    """A write that failed because the browser has gone is not reported; anything else is."""
+    runs = pytest.importorskip("explorer.views.runs")
+    from tornado.websocket import WebSocketClosedError
+
+    async def fails(error: Exception) -> None:
+        raise error
+
+    async def lose(error: Exception) -> None:
+        asyncio.ensure_future(fails(error))  # noqa: RUF006 - to be lost is what it is for
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    for _ in range(2):
+        runs.ignore_departures(loop)
+    loop.run_until_complete(lose(WebSocketClosedError()))
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+    loop.run_until_complete(lose(ValueError("a mistake")))
+    gc.collect()
+    assert "a mistake" in caplog.text
+    loop.close()

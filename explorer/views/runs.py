@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,11 +11,37 @@ from typing import Any
 
 import panel as pn
 from tornado.ioloop import IOLoop
+from tornado.websocket import WebSocketClosedError
 
-from explorer.jobs import Worker
+from explorer.jobs import Job, Progress, Worker
 
 # Seconds between two results that are shown.
 INTERVAL = 0.1
+
+
+def ignore_departures(loop: asyncio.AbstractEventLoop) -> None:
+    """Let a browser leave while a message is on its way, without a traceback in the server's log.
+
+    A message is written in parts.  When the browser goes between two of them the next one is refused at
+    once, and Panel loses the first, whose failure asyncio then reports.  Nothing else is kept quiet.
+    """
+    before = loop.get_exception_handler()
+    if isinstance(before, _Departures):
+        return
+    loop.set_exception_handler(_Departures(before))
+
+
+class _Departures:
+    def __init__(self, before: Callable[[asyncio.AbstractEventLoop, Any], Any] | None) -> None:
+        self.before = before
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if isinstance(context.get("exception"), WebSocketClosedError):
+            return
+        if self.before is not None:
+            self.before(loop, context)
+        else:
+            loop.default_exception_handler(context)
 
 
 class Publisher:
@@ -26,6 +53,8 @@ class Publisher:
     def __init__(self) -> None:
         self.document = pn.state.curdoc if pn.state.curdoc and pn.state.curdoc.session_context else None
         self.loop = IOLoop.current()
+        if self.document is not None:
+            ignore_departures(self.loop.asyncio_loop)  # type: ignore[attr-defined]
         self.closed = False
         self.panes: list[pn.viewable.Viewable] = []
 
@@ -67,6 +96,12 @@ class Runner:
         self.worker = Worker(name)
         self.publisher = publisher
         self._request = 0
+        self._job: Job | None = None
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the latest request is, with the time left; None before that is known."""
+        return self._job.progress if self._job is not None else None
 
     def start(
         self,
@@ -74,8 +109,12 @@ class Runner:
         show: Callable[[Any], None],
         done: Callable[[], None],
         failed: Callable[[Exception], None],
+        measure: Callable[[Any], tuple[int, int]] | None = None,
     ) -> None:
-        """Run ``factory()`` and show its results on the page, unless a newer request has come."""
+        """Run ``factory()`` and show its results on the page, unless a newer request has come.
+
+        ``measure`` reads how much is done, and of how much, off a result; for ``progress``.
+        """
         self._request += 1
         request = self._request
         gate = threading.Lock()
@@ -104,8 +143,12 @@ class Runner:
             flush()
             done()
 
-        self.worker.submit(
-            factory, on_result, lambda: current(finish), lambda error: current(lambda: failed(error))
+        self._job = self.worker.submit(
+            factory,
+            on_result,
+            lambda: current(finish),
+            lambda error: current(lambda: failed(error)),
+            measure,
         )
 
     def cancel(self) -> None:
