@@ -17,7 +17,7 @@ import torch
 from benchmarks.table import print_lines
 from explorer.sources import ZOO
 
-MODULES = ("engine",)
+MODULES = ("engine", "memory")
 
 
 def main() -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 import explorer as qx
 from benchmarks.table import Line, fastest, timed
 from explorer.formats import QParams, fake_quantize_
 from explorer.graph import Batch, Engine, Graph, Store
-from explorer.graph.ir import fill
+from explorer.graph.ir import Node, fill
 from explorer.recipe import TensorScheme
 from explorer.study.evaluate import Scores
 from explorer.subject import make_subject
@@ -69,10 +72,10 @@ def suffix_bound(session: qx.Session, images: int) -> float:
     spent: Counter[str] = Counter()
     compute = engine._compute
 
-    def clocked(plan: Any, name: str, values: dict[str, Any]) -> Any:
-        seconds, value = timed(lambda: compute(plan, name, values))
-        spent[name] += seconds
-        return value
+    def clocked(plan: Any, node: Node, values: Any) -> Any:
+        seconds, value = compute(plan, node, values)
+        spent[node.name] += seconds
+        return seconds, value
 
     engine._compute = clocked  # type: ignore[method-assign]
     for examples in session.subject.evaluation.batches(images):
@@ -132,6 +135,115 @@ def edits(model: str, images: int) -> Iterator[Line]:
     yield Line(f"{model}: change back / cold", back / cold, 0.0, note)
 
 
+def budgets(model: str, images: int) -> Iterator[Line]:
+    """An edit when the store holds a part of what is worth keeping, as a share of an evaluation from nothing."""
+    whole = qx.Session(subject=make_subject(model, store_bytes=8 << 30))
+    whole.evaluate(images=images)
+    need = whole.engine.store.facts.bytes
+    for share in (0.25, 0.5, 1.2):
+        session = qx.Session(model, store_bytes=int(need * share))
+        session.evaluate(images=100)
+        session.engine.store.clear()
+        cold, _ = timed(lambda s=session: s.evaluate(images=images))  # type: ignore[misc]
+        base, warm = session.recipe, []
+        for layer in session.layer_names[1::4] * 2:
+            session.edit([layer], input={"format": f"int{5 + len(warm) % 3}"})
+            warm.append(timed(lambda s=session: s.evaluate(images=images))[0])  # type: ignore[misc]
+            session.recipe = base
+        yield Line(
+            f"{model}: edit / cold, store of {share:.0%} of the need",
+            statistics.mean(warm) / cold, 1.0, f"{images:,} images, need {need / 2**20:.0f} MiB",
+        )  # fmt: skip
+
+
+def restart(model: str, images: int) -> Iterator[Line]:
+    """Sessions one after another with one folder, each with memory of its own, against one without a folder."""
+    seconds, read = {}, 0
+    qx.Session(model, store_bytes=1 << 30).evaluate(images=images)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("plain", "writing", "again"):
+            where = None if name == "plain" else folder
+            session = qx.Session(model, store_bytes=1 << 30, store_folder=where)
+            session.plan(session.recipe)  # the ranges of activations, which are gathered anew
+            seconds[name], _ = timed(lambda s=session: s.evaluate(images=images))  # type: ignore[misc]
+            if session.engine.store.disk is not None:
+                session.engine.store.disk.flush()
+            read = session.engine.store.facts.read
+    note = f"{images:,} images"
+    yield Line(
+        f"{model}: evaluation that writes / without a folder",
+        seconds["writing"] / seconds["plain"],
+        1.0,
+        note,
+    )
+    yield Line(
+        f"{model}: after a restart / cold", seconds["again"] / seconds["plain"], 0.0, f"{note}, {read} read"
+    )
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """The power with which a cost grows: the slope of a line through the logarithms."""
+    return statistics.linear_regression([math.log(s) for s in sizes], [math.log(s) for s in seconds]).slope
+
+
+def growth() -> Iterator[Line]:
+    """How costs grow; a power of one is what a plain pass over everything would have."""
+    layers = (16, 32, 64, 128)
+    found: dict[str, list[float]] = {"capture": [], "cold": [], "edit of the last layer": []}
+    for count in layers:
+        net = nn.Sequential(nn.Flatten(), *(nn.Linear(16, 16) for _ in range(count))).eval()
+        seconds, session = timed(
+            lambda n=net: qx.Session(n, data=torch.randn(64, 1, 4, 4), store_bytes=1 << 30)
+        )  # type: ignore[misc]
+        found["capture"].append(seconds)
+        session.evaluate()
+        session.engine.store.clear()
+        found["cold"].append(timed(session.evaluate)[0])
+        session.edit([session.layer_names[-1]], weight={"format": "int4"})
+        found["edit of the last layer"].append(timed(session.evaluate)[0])
+    for name, seconds_of in found.items():
+        yield Line(f"growth of {name} with layers, power", exponent(layers, seconds_of), 1.0, f"{layers}")
+    images = (200, 400, 800, 1600)
+    session = qx.Session("fashion-lenet5", store_bytes=4 << 30)
+    session.evaluate(images=200)
+    times = []
+    for number in images:
+        session.engine.store.clear()
+        times.append(timed(lambda n=number: session.evaluate(images=n))[0])  # type: ignore[misc]
+    yield Line("growth of cold with images, power", exponent(images, times), 1.0, f"{images}")
+    widths, times = (256, 512, 1024, 2048), []
+    for width in widths:
+        net = nn.Sequential(
+            nn.Flatten(), nn.Linear(16, width), nn.Linear(width, width), nn.Linear(width, 5)
+        ).eval()
+        session = qx.Session(net, data=torch.randn(64, 1, 4, 4), store_bytes=1 << 30)
+        session.evaluate()
+        session.edit([session.layer_names[1]], weight={"format": "int4"})
+        times.append(timed(session.evaluate)[0])
+    sizes = [width * width for width in widths]
+    yield Line("growth of an edit with parameters, power", exponent(sizes, times), 1.0, f"{sizes}")
+
+
+def large(name: str) -> Iterator[Line]:
+    """A network of torchvision with random weights on random images of 224 x 224."""
+    torch.manual_seed(0)
+    from explorer.sources.vision import torchvision  # takes seconds
+
+    net = torchvision.models.get_model(name, weights=None).eval()
+    session = qx.Session(net, data=torch.randn(32, 3, 224, 224), store_bytes=4 << 30, calibration_images=8)
+    cold, _ = timed(session.evaluate)
+    base, warm = session.recipe, []
+    for layer in session.layer_names[:: max(1, len(session.layer_names) // 6)]:
+        session.edit([layer], weight={"format": "int6"})
+        warm.append(timed(session.evaluate)[0])
+        session.recipe = base
+    back, _ = timed(session.evaluate)
+    yield Line(
+        f"{name} at 224: edit of one layer / cold, mean", statistics.mean(warm) / cold, None, "32 images"
+    )
+    yield Line(f"{name} at 224: change back / cold", back / cold, 0.0, "32 images")
+
+
 def fake_quantization(count: int) -> Iterator[Line]:
     """Our fake quantization of ``count`` elements against torch's operators for it."""
     x = torch.randn(64, count // 64, generator=torch.Generator().manual_seed(0))
@@ -151,4 +263,9 @@ def lines(options: argparse.Namespace) -> Iterator[Line]:
         yield from fake_quantization(count)
     for model in options.models:
         yield from edits(model, options.images)
+        yield from budgets(model, options.images)
+        yield from restart(model, options.images)
         yield from sweep(model, options.images)
+    yield from growth()
+    for name in ("resnet18", "mobilenet_v2", "vit_b_16") if options.large else ():
+        yield from large(name)
