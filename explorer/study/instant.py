@@ -38,7 +38,7 @@ _LARGE = 3e-3
 # The part of the draw that does not look at how sure the network is: bounds the weights.
 _EVEN = 0.2
 _MOST, _LEAST = 384, 48
-# In a network of so few layers, the multiply-adds that may be spent in any case: some tenths of a second.
+# Few layers are run through one by one; so many multiply-adds may be spent in any case: some tenths of a second.
 _FEW_LAYERS, _WORK = 8, 4e9
 # Up to so many classes the square root of the Fisher matrix is taken of the whole of it.
 _CLASSES = 24
@@ -117,17 +117,14 @@ def sample_size(sweep: Sweep) -> tuple[int, int]:
     """
     rows, total = len(sweep.rows), sweep.total
     layers = len({row.layer for row in sweep.rows})
-    passes = rows * total * _SHARE
-    if layers > _FEW_LAYERS:
-        count = int(passes / (_POOL + 3 + rows / layers + 0.09 * rows))
-        count = min(total, max(_LEAST, min(_MOST, count)))
-        return count, max(1, count // 2)
-    # With few layers the order of each pair counts and nothing averages out; such networks are small, and
-    # running every row through what follows costs no more than expanding it.
-    each = _POOL + rows / 2
-    macs = sum(layer.macs for layer in sweep.engine.graph.layers)
-    count = max(int(_WORK / (each * max(macs, 1))), min(_MOST, int(passes / each)), _LEAST)
-    return 0, min(total, count)
+    macs = max(1, sum(layer.macs for layer in sweep.engine.graph.layers))
+    # With few layers the order of each pair counts and nothing averages out, and running every row through what
+    # follows costs no more than expanding it; in a tiny network everything is cheap.
+    run_all = layers <= _FEW_LAYERS or rows * total * macs / 2 <= _WORK
+    each = _POOL + rows / 2 if run_all else _POOL + 3 + rows / layers + 0.09 * rows
+    count = max(_LEAST, min(_MOST, int(rows * total * _SHARE / each)), int(_WORK / (each * macs)))
+    count = min(total, count)
+    return (0, count) if run_all else (count, max(1, count // 2))
 
 
 def instant_steps(sweep: Sweep, board: Board) -> Iterator[None]:
@@ -174,8 +171,9 @@ def _tangents(sweep: Sweep, board: Board, draw: Draw, pool: int) -> list[int]:
         energies = np.concatenate([tangent.energies[index] for tangent in tangents], axis=1)
         board.output_sqnr[index] = energy_ratio_db(*(energies * draw.weights))[0]
         board.put(index, INSTANT, sweep.goal.weighted(scores, draw.weights), len(draw.places))
-        # A comparison with NaN is false.
-        if not float((scores.kl * draw.weights).mean()) <= _LARGE:
+        divergence = float((scores.kl * draw.weights).mean())
+        # An error without any effect has met an operator whose gradient says nothing (a rounding, a step).
+        if not divergence <= _LARGE or (divergence == 0 and energies[1].any()):
             large.append(index)
     return large
 
@@ -308,9 +306,7 @@ def _fisher_root(chances: Tensor, generator: torch.Generator) -> Tensor:
     if few < classes:
         within = chances.scatter(1, order, 0.0) / rest.clamp(min=1e-30)
         steps = within.sqrt() * _signs(chances.shape, generator)
-        out = within * root[:, few:] + rest.sqrt() * (
-            steps - within * (within.sqrt() * steps).sum(1, keepdim=True)
-        )
+        out = within * root[:, few:] + rest.sqrt() * (steps - within * steps.sum(1, keepdim=True))
     return out.scatter(1, order, root[:, :few])
 
 

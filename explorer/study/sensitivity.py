@@ -96,9 +96,7 @@ def _exact(
             parts[index].append(Scores.of(result, reference, examples.labels))
             scores = parts[index].all
             estimate: Estimate = (
-                sweep.goal.estimate(scores)
-                if base is None
-                else sweep.goal.difference(base_parts.all, scores)
+                sweep.goal.estimate(scores) if base is None else sweep.goal.difference(base_parts.all, scores)
             )
             board.put(index, method, estimate, len(scores.kl))
             if step == 0 and place < len(running) - 1:
