@@ -45,7 +45,7 @@ PLANS = {
     "fashion-lenet300": Plan(60, 1.5e-3, "adamw", 2e-2, crop=1),
     "fashion-lenet5": Plan(30, 0.03, bf16=True),
     "fashion-resnet20": Plan(36, 0.2, bf16=True),
-    "fashion-vit": Plan(16, 1.2e-3, "adamw", 5e-2, batch=64, crop=1),
+    "fashion-vit": Plan(38, 1.5e-3, "adamw", 5e-2, batch=64),
     "fashion-mobilenet": Plan(24, 0.15, decay=1e-4),
 }
 

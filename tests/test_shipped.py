@@ -13,7 +13,7 @@ from explorer.sources.files import data_folder
 LEAST = {
     "fashion-resnet20": 0.94,
     "fashion-mobilenet": 0.935,
-    "fashion-vit": 0.90,  # 0.91 is the aim
+    "fashion-vit": 0.91,
     "fashion-lenet5": 0.91,
     "fashion-lenet300": 0.90,
 }

@@ -181,18 +181,19 @@ class ViT(nn.Module):
 
     def __init__(self, classes: int = 10, width: int = 64, depth: int = 4, heads: int = 4) -> None:
         super().__init__()
-        self.stem1 = nn.Conv2d(1, width // 2, 3, 2, 1)
-        self.stem2 = nn.Conv2d(width // 2, width // 2, 3, 1, 1)
+        half = width // 2
+        self.stem1, self.bn1 = nn.Conv2d(1, half, 3, 2, 1, bias=False), nn.BatchNorm2d(half)
+        self.stem2, self.bn2 = nn.Conv2d(half, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
         self.act = nn.GELU()
-        self.patch = nn.Conv2d(width // 2, width, 3, 2, 1)
+        self.patch, self.bn3 = nn.Conv2d(width, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width)
         self.position = nn.Parameter(torch.randn(1, 49, width) * 0.02)
         self.blocks = nn.Sequential(*(Block(width, heads, 3 * width) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.stem2(self.act(self.stem1(x))))
-        x = self.patch(x).flatten(2).transpose(1, 2) + self.position
+        x = self.act(self.bn2(self.stem2(self.act(self.bn1(self.stem1(x))))))
+        x = self.bn3(self.patch(x)).flatten(2).transpose(1, 2) + self.position
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 
