@@ -44,7 +44,9 @@ def plainly(graph: Graph, weights: dict[str, torch.Tensor], batch: Batch) -> tor
     return values[graph.output]
 
 
-def naive_sweep(session: qx.Session, images: int) -> dict[tuple[str, str], float]:
+def naive_sweep(
+    session: qx.Session, images: int, formats: Sequence[str] = FORMATS
+) -> dict[tuple[str, str], float]:
     """The loop that one would write by hand: quantize one weight, evaluate everything, compare."""
     graph = session.graph
     batches = list(session.subject.evaluation.batches(images))
@@ -54,7 +56,7 @@ def naive_sweep(session: qx.Session, images: int) -> dict[tuple[str, str], float
         if layer.weight is None:
             continue
         scheme = session.recipe.config(layer.name).weight
-        for name in FORMATS:
+        for name in formats:
             changed = TensorScheme(name, scheme.granularity, scheme.symmetric, scheme.objective)
             weight = fake_quantize(graph.constants[layer.weight], changed, layer.axis)
             parts = [

@@ -20,7 +20,7 @@ from explorer.errors import ExplorerError
 from explorer.recipe import PRESETS
 from explorer.session import Session
 from explorer.sources import ZOO, atomic_write, load_recipe
-from explorer.study import MEASURES, METHODS, TENSOR_CHOICES, Comparison, Evaluation
+from explorer.study import DEFAULT_FORMATS, MEASURES, METHODS, OWN, TENSOR_CHOICES, Comparison, Evaluation
 from explorer.study.evaluate import finite
 from explorer.study.metrics import Interval
 from explorer.subject import DEFAULT_MODEL
@@ -103,18 +103,33 @@ def _parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser(
         "sensitivity", parents=[common, answer, limited], help="which layer suffers under which format"
     )
-    sweep.add_argument("--formats", default="int8,int4,int2", metavar="F,F", help="default: %(default)s")
+    sweep.add_argument(
+        "--formats",
+        metavar="F,F",
+        help=f"{OWN} stands for each layer's own (default: {','.join(DEFAULT_FORMATS)})",
+    )
     sweep.add_argument(
         "--method", default="exact", metavar="METHOD", help=f"{', '.join(METHODS)} (default: %(default)s)"
     )
     sweep.add_argument(
-        "--measure", default="kl", metavar="MEASURE", help=f"{', '.join(MEASURES)} (default: %(default)s)"
+        "--measure",
+        metavar="MEASURE",
+        help=f"{', '.join(MEASURES)} (default: kl, or what the method measures)",
     )
     sweep.add_argument(
         "--tensor",
         default="weight",
         metavar="TENSOR",
         help=f"{', '.join(TENSOR_CHOICES)} (default: %(default)s)",
+    )
+    shares = commands.add_parser(
+        "additivity", parents=[common, answer, limited], help="do the layers' own shares add up to the whole"
+    )
+    shares.add_argument(
+        "--method", default="instant", metavar="METHOD", help="instant or exact (default: %(default)s)"
+    )
+    shares.add_argument(
+        "--measure", default="kl", metavar="MEASURE", help=f"{', '.join(MEASURES)} (default: %(default)s)"
     )
     serve = commands.add_parser("serve", parents=[common], help="open the page")
     serve.add_argument("--port", type=int, default=5006, help="default: %(default)s")
@@ -273,7 +288,9 @@ def _line(name: str, value: str, note: str = "") -> None:
 
 def _sensitivity(session: Session, options: argparse.Namespace) -> None:
     total = session.subject.evaluation.count(options.limit)
-    formats = [word.strip() for word in options.formats.split(",") if word.strip()]
+    formats = None
+    if options.formats is not None:
+        formats = [word.strip() for word in options.formats.split(",") if word.strip()]
     steps = session.sensitivity_steps(formats, options.measure, options.method, options.tensor, options.limit)
     table = _last(steps, total, lambda t: int(t["images"].min()) if len(t) else 0)
     rows = _records(table)
@@ -286,7 +303,19 @@ def _sensitivity(session: Session, options: argparse.Namespace) -> None:
         "rows": rows,
     }
     if _write(result, options.json):
-        print(table.drop(columns=["method", "complete"]).to_string(index=False, float_format="%.4g"))
+        print(table.drop(columns=["complete"]).to_string(index=False, float_format="%.4g", na_rep="-"))
+
+
+def _additivity(session: Session, options: argparse.Namespace) -> None:
+    found = session.additivity(options.measure, options.method, options.limit)
+    if not _write(found.to_dict(), options.json):
+        return
+    print(f"{session.model_name} on {found.images:,} images of {session.data_name}; measure: {found.measure}")
+    for name, value in found.layers:
+        _line(name, f"{value:.4g}")
+    _line("sum, predicted", f"{found.predicted:.4g}", f"from {found.method} values of one layer at a time")
+    low, high = found.interval
+    _line("whole, measured", f"{found.measured:.4g}", f"95% interval {low:.4g} to {high:.4g}")
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -300,6 +329,7 @@ QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], None]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "sensitivity": _sensitivity,
+    "additivity": _additivity,
 }
 
 

@@ -110,6 +110,15 @@ def test_compare(folder, tmp_path, capsys):
     assert "the same for this network" in capsys.readouterr().out
 
 
+def test_additivity(folder, tmp_path, capsys):
+    command = ["additivity", *of(folder, "images.npz"), "--recipe", "w4a8", "--json", f"{tmp_path}/out.json"]
+    assert main(command) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["predicted"] == pytest.approx(sum(value for _, value in found["layers"]))
+    assert found["interval"][0] <= found["measured"] <= found["interval"][1]
+    assert "whole, measured" in capsys.readouterr().out
+
+
 def test_sensitivity(folder, tmp_path):
     command = ["sensitivity", *of(folder, "images.npz"), "--formats", "int8,int2", "--measure", "sqnr"]
     assert main([*command, "--json", f"{tmp_path}/out.json"]) == 0
