@@ -371,14 +371,11 @@ def test_a_killed_process_leaves_a_folder_that_serves(tmp_path: Path) -> None:
     assert found == fresh and "is damaged" in told
 
 
-def test_keys_tell_threads_apart() -> None:
-    """Sums of products are cut by the number of threads."""
+def test_keys_do_not_change_with_the_share_of_threads() -> None:
+    """A sweep must find the float network's values though another job has begun meanwhile."""
     before, threads = planned(Residual, Recipe.preset("w8a8")).keys, torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
-        after = planned(Residual, Recipe.preset("w8a8")).keys
+        assert before == planned(Residual, Recipe.preset("w8a8")).keys
     finally:
         torch.set_num_threads(threads)
-    graph = captured(Residual)
-    assert all(before[node.name] != after[node.name] for node in graph.nodes)
-    assert before == planned(Residual, Recipe.preset("w8a8")).keys

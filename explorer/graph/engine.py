@@ -45,11 +45,12 @@ def _build() -> str:
 
 
 def environment() -> str:
-    """A name for all besides a key's own parts that a value's bits may depend on.
+    """A name for what a value's bits may depend on besides a key's own parts: the processor and its kernels.
 
-    Sums of products are cut by the number of threads, and kernels are chosen by the processor.
+    The number of threads is left out, though torch may cut a long sum by it: jobs share the threads, so it
+    changes while they run, and nothing would be found again.
     """
-    return f"{ENGINE_VERSION}/{_build()}/{torch.get_num_threads()}/{torch.backends.mkldnn.enabled}"
+    return f"{ENGINE_VERSION}/{_build()}/{torch.backends.mkldnn.enabled}"
 
 
 # Batches whose largest activation is about this long stay near the cache.
