@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -189,26 +191,7 @@ class Scores:
     @staticmethod
     def of(result: Tensor, reference: Tensor, labels: Tensor | None) -> Scores:
         """Scores of a batch from the network's results (images, classes) and the float network's."""
-        result, reference = result.double(), reference.double()
-        log_p, log_q = F.log_softmax(reference, 1), F.log_softmax(result, 1)
-        divergence = (log_p.exp() * (log_p - log_q)).sum(1).clamp(min=0)
-        target = right_classes(reference, labels)
-        if labels is not None and len(labels) and int(labels.max()) >= result.shape[1]:
-            raise DataError(
-                f"The labels reach {int(labels.max())} but the network tells {result.shape[1]} classes apart "
-                f"(0 to {result.shape[1] - 1})."
-            )
-        noise = (reference - result).square().sum(1)
-        parts = (
-            (result.argmax(1) == target).double(),
-            (reference.argmax(1) == target).double(),
-            F.nll_loss(log_q, target, reduction="none"),
-            F.nll_loss(log_p, target, reduction="none"),
-            divergence,
-            reference.square().sum(1),
-            noise,
-        )
-        return Scores(*(part.numpy() for part in parts))
+        return Reference(reference, labels).scores(result)
 
     @property
     def won(self) -> int:
@@ -225,6 +208,46 @@ class Scores:
         """The scores of several batches, in order."""
         names = Scores.__dataclass_fields__
         return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+class Reference:
+    """What a batch is scored against, worked out once for any number of results.
+
+    Args:
+        result: the float network's, (images, classes).
+        labels: what is right; None where the float network's classes count as right.
+
+    Raises:
+        DataError: for labels beyond the classes.
+    """
+
+    def __init__(self, result: Tensor, labels: Tensor | None) -> None:
+        if labels is not None and len(labels) and int(labels.max()) >= result.shape[1]:
+            raise DataError(
+                f"The labels reach {int(labels.max())} but the network tells {result.shape[1]} classes apart "
+                f"(0 to {result.shape[1] - 1})."
+            )
+        self._result = result.double()
+        self._log_p = F.log_softmax(self._result, 1)
+        self._p = self._log_p.exp()
+        self._target = right_classes(self._result, labels)
+        self._right = (self._result.argmax(1) == self._target).double().numpy()
+        self._loss = F.nll_loss(self._log_p, self._target, reduction="none").numpy()
+        self._signal = self._result.square().sum(1).numpy()
+
+    def scores(self, result: Tensor) -> Scores:
+        """The scores of the same batch from a network's results (images, classes)."""
+        result = result.double()
+        log_q = F.log_softmax(result, 1)
+        return Scores(
+            right=(result.argmax(1) == self._target).double().numpy(),
+            right_float=self._right,
+            loss=F.nll_loss(log_q, self._target, reduction="none").numpy(),
+            loss_float=self._loss,
+            kl=(self._p * (self._log_p - log_q)).sum(1).clamp(min=0).numpy(),
+            signal=self._signal,
+            noise=(self._result - result).square().sum(1).numpy(),
+        )
 
 
 class ScoreList:
@@ -300,8 +323,10 @@ def weight_sums(engine: Engine, plan: Plan, layer: Layer) -> ErrorSums:
     key = f"weight-sums:{weight_key(engine.graph, layer, scheme)}"
     sums = engine.store.get(key)
     if sums is None:
-        sums = ErrorSums.of(engine.graph.constants[layer.weight], engine.weight(layer, scheme))
-        engine.store.put(key, sums)
+        quantized = engine.weight(layer, scheme)
+        begun = time.perf_counter()
+        sums = ErrorSums.of(engine.graph.constants[layer.weight], quantized)
+        engine.store.put(key, sums, time.perf_counter() - begun)
     return sums
 
 
@@ -328,19 +353,34 @@ def _input_sums(
     asked = {name: f"{static}:{batch.key}" for name, static in names.items()}
     found = {name: engine.store.get(key) for name, key in asked.items()}
     missing = [graph.by_layer[name] for name, sums in found.items() if sums is None]
-    wanted = {graph.output, *(source for layer in missing for source in layer.inputs)}
-    values = engine.run(floats, batch, wanted)
+    readers: dict[str, list[tuple[Layer, int]]] = defaultdict(list)
     for layer in missing:
-        scheme = plan.configs[layer.name].input
-        params = plan.params.get(layer.name, (None,) * len(layer.inputs))
-        sums = ErrorSums()
-        for source, fixed in zip(layer.inputs, params, strict=True):
-            value = values[source]
-            if value.is_floating_point():
-                sums = sums + ErrorSums.of(value, quantize_activation(value, scheme, fixed, layer.channel))
-        engine.store.put(asked[layer.name], sums)
-        found[layer.name] = sums
-    return {name: sums for name, sums in found.items() if sums is not None}, values[graph.output]
+        for index, source in enumerate(layer.inputs):
+            readers[source].append((layer, index))
+    parts: dict[str, list[ErrorSums]] = {layer.name: [ErrorSums()] * len(layer.inputs) for layer in missing}
+    seconds: dict[str, float] = defaultdict(float)
+    reference = None
+    for source, value in engine.values(floats, batch, {graph.output, *readers}):
+        for layer, index in readers[source]:
+            begun = time.perf_counter()
+            parts[layer.name][index] = _error_of_input(plan, layer, index, value)
+            seconds[layer.name] += time.perf_counter() - begun
+        if source == graph.output:
+            reference = value
+    assert reference is not None
+    for name, sums in parts.items():
+        found[name] = sum(sums, ErrorSums())
+        engine.store.put(asked[name], found[name], seconds[name])
+    return {name: sums for name, sums in found.items() if sums is not None}, reference
+
+
+def _error_of_input(plan: Plan, layer: Layer, index: int, value: Tensor) -> ErrorSums:
+    """What quantization does to one input of a layer; nothing to what is not floating-point."""
+    if not value.is_floating_point():
+        return ErrorSums()
+    params = plan.params.get(layer.name, (None,) * len(layer.inputs))
+    scheme = plan.configs[layer.name].input
+    return ErrorSums.of(value, quantize_activation(value, scheme, params[index], layer.channel))
 
 
 def layer_reports(engine: Engine, plan: Plan, costs: Cost) -> tuple[LayerReport, ...]:

@@ -23,7 +23,7 @@ from scipy import special
 from torch import Tensor
 
 from explorer.graph import Batch
-from explorer.study.evaluate import Examples, ScoreList, Scores
+from explorer.study.evaluate import Examples, Reference, ScoreList, Scores
 from explorer.study.local import energy, output_steps
 from explorer.study.measures import energy_ratio_db
 from explorer.study.sweep import EXACT, Board, Sweep
@@ -180,15 +180,14 @@ def _tangents(sweep: Sweep, board: Board, draw: Draw, pool: int) -> list[int]:
 
 def _secants(sweep: Sweep, board: Board, draw: Draw, pool: int, rows: list[int]) -> None:
     """The network's result under some rows, on some images."""
-    engine, graph = sweep.engine, sweep.engine.graph
-    starts = [graph.output, *(name for name in graph.worth_keeping if name in graph.by_name)]
+    engine, output = sweep.engine, sweep.engine.graph.output
     plans = {index: sweep.plan(sweep.rows[index].recipe) for index in rows}
     parts: dict[int, ScoreList] = defaultdict(ScoreList)
     for found in draw.examples(sweep.batches(pool), engine.batch_size()):
-        reference = engine.run(sweep.floats, found.batch, starts)[graph.output]
+        reference = Reference(sweep.starts(sweep.floats, found.batch), found.labels)
         for index in rows:
-            result = engine.run(plans[index], found.batch, keep=False)[graph.output]
-            parts[index].append(Scores.of(result, reference, found.labels))
+            result = engine.run(plans[index], found.batch, keep=False)[output]
+            parts[index].append(reference.scores(result))
     method = EXACT if len(draw.places) == sweep.total else INSTANT
     for index, scores in parts.items():
         board.put(index, method, sweep.goal.weighted(scores.all, draw.weights), len(draw.places))

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 
 from explorer.graph import Plan
-from explorer.study.evaluate import ScoreList, Scores, finite
+from explorer.study.evaluate import Reference, ScoreList, Scores, finite
 from explorer.study.instant import INSTANT, instant_steps
 from explorer.study.local import OUTPUT_IMAGES, fill_weights, output_steps
 from explorer.study.measures import Estimate
 from explorer.study.metrics import Interval
-from explorer.study.sweep import EXACT, Board, Row, Sweep
+from explorer.study.sweep import EXACT, Board, Pace, Row, Sweep
 
 WEIGHT, OUTPUT, WITHOUT = "weight", "output", "leave_one_out"
 # A race does not stop a row before it has seen so many images, nor on an interval wider than this share of its value.
@@ -76,36 +76,49 @@ def _exact(
         base: what each row is compared with; None: the float network, which costs nothing.
         method: the name of the values.
     """
-    engine, graph = sweep.engine, sweep.engine.graph
+    engine, output = sweep.engine, sweep.engine.graph.output
     plans: dict[int, Plan] = {}
     parts: dict[int, ScoreList] = defaultdict(ScoreList)
-    base_parts = ScoreList()
-    starts = [graph.output, *(name for name in graph.worth_keeping if name in graph.by_name)]
-    for step, examples in enumerate(sweep.batches(sweep.total)):
-        sweep.checked(examples)
-        # What every row starts from: kept, while this batch lasts.
-        reference = engine.run(sweep.floats, examples.batch, [graph.output] if base else starts)[graph.output]
-        if base is not None:
-            result = engine.run(base, examples.batch, starts)[graph.output]
-            base_parts.append(Scores.of(result, reference, examples.labels))
-        running = [index for index in order if not board.decided[index]]
-        for place, index in enumerate(running):
-            if index not in plans:
-                plans[index] = sweep.plan(sweep.rows[index].recipe)
-            result = engine.run(plans[index], examples.batch, keep=False)[graph.output]
-            parts[index].append(Scores.of(result, reference, examples.labels))
+    base_parts, pace, fresh, seen = ScoreList(), Pace(), set[int](), 0
+
+    def update() -> None:
+        """Put on the board what rows have seen since the last time."""
+        for index in fresh:
             scores = parts[index].all
             estimate: Estimate = (
                 sweep.goal.estimate(scores) if base is None else sweep.goal.difference(base_parts.all, scores)
             )
             board.put(index, method, estimate, len(scores.kl))
-            if step == 0 and place < len(running) - 1:
-                yield board.table()
+        fresh.clear()
+
+    def table() -> pd.DataFrame:
+        update()
+        return board.table()
+
+    for examples in sweep.batches(sweep.total):
+        sweep.checked(examples)
+        first, seen = seen == 0, seen + len(examples.indices)
+        # What every row starts from: kept, while this batch lasts.
+        reference = Reference(sweep.starts(sweep.floats, examples.batch, base is None), examples.labels)
+        if base is not None:
+            base_parts.append(reference.scores(sweep.starts(base, examples.batch)))
+        running = [index for index in order if not board.decided[index]]
+        for index in running:
+            if index not in plans:
+                plans[index] = sweep.plan(sweep.rows[index].recipe)
+            result = engine.run(plans[index], examples.batch, keep=False)[output]
+            parts[index].append(reference.scores(result))
+            fresh.add(index)
+            if first and index != running[-1] and pace.due():
+                yield pace.clocked(table)
         if race:
+            update()
             board.decided |= _decided(board, sweep.rows)
-        yield board.table()
         if bool(board.decided.all()):
-            return
+            break
+        if seen < sweep.total and pace.due():
+            yield pace.clocked(table)
+    yield table()
 
 
 def _decided(board: Board, rows: Sequence[Row]) -> np.ndarray:

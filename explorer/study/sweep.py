@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from explorer.errors import SchemeError, unknown
 from explorer.formats import FORMATS, format_named
-from explorer.graph import Calibration, Engine, Layer, Plan, plan
+from explorer.graph import Batch, Calibration, Engine, Layer, Plan, plan
 from explorer.recipe import Recipe, TensorScheme
 from explorer.study.evaluate import Examples
 from explorer.study.measures import MEASURES, Estimate, Measure
@@ -25,6 +29,9 @@ TENSOR_CHOICES: dict[str, str] = {
 OWN = "recipe"
 # The method whose values are the network's own, not estimates.
 EXACT = "exact"
+# A table is shown after so many times the time that making it took.
+_SELDOM = 20
+T = TypeVar("T")
 DEFAULT_FORMATS = ("int8", "int4", "int2")
 
 
@@ -141,6 +148,19 @@ class Sweep:
         for row in self.rows:
             self.calibration.prepare(row.recipe)
 
+    def starts(self, plan: Plan, batch: Batch, keep: bool = True) -> Tensor:
+        """The network's result; all that rows may start from is computed on the way, into the store only.
+
+        Args:
+            plan: what the rows differ from by one layer.
+            batch: the images.
+            keep: False asks for the result alone.
+        """
+        output = self.engine.graph.output
+        wanted = self.engine.graph.made_of if keep else (output,)
+        found = [value for name, value in self.engine.values(plan, batch, wanted) if name == output]
+        return found[0]
+
     def local_plan(self, row: Row) -> Plan:
         """What acts at the row's own layer; it has no keys, so it is good for that one node only."""
         layer = self.engine.graph.by_layer[row.layer]
@@ -188,6 +208,18 @@ class Board:
         self.value[index], (self.low[index], self.high[index]) = estimate
         self.method[index], self.images[index] = method, images
 
+    @cached_property
+    def _fixed(self) -> dict[str, Any]:
+        """The columns that stay, ready for a table."""
+        rows, sweep = self.sweep.rows, self.sweep
+        texts = {
+            "layer": [row.layer for row in rows],
+            "format": [row.format for row in rows],
+            "tensor": [sweep.tensor] * len(rows),
+            "measure": [sweep.measure] * len(rows),
+        }
+        return {name: pd.Series(values, dtype="str").array for name, values in texts.items()}
+
     @property
     def complete(self) -> np.ndarray:
         """Which rows will not change any more: all their images seen, or decided before."""
@@ -195,20 +227,44 @@ class Board:
 
     def table(self) -> pd.DataFrame:
         """The rows as they stand."""
-        rows = self.sweep.rows
+        fixed = self._fixed
         return pd.DataFrame(
             {
-                "layer": [row.layer for row in rows],
-                "format": [row.format for row in rows],
-                "tensor": self.sweep.tensor,
-                "method": self.method,
-                "measure": self.sweep.measure,
-                "value": self.value.copy(),
-                "low": self.low.copy(),
-                "high": self.high.copy(),
-                "images": self.images.copy(),
+                "layer": fixed["layer"],
+                "format": fixed["format"],
+                "tensor": fixed["tensor"],
+                "method": pd.Series(self.method, dtype="str").array,
+                "measure": fixed["measure"],
+                "value": self.value,
+                "low": self.low,
+                "high": self.high,
+                "images": self.images,
                 "complete": self.complete,
-                "weight_sqnr_db": self.weight_sqnr.copy(),
-                "output_sqnr_db": self.output_sqnr.copy(),
+                "weight_sqnr_db": self.weight_sqnr,
+                "output_sqnr_db": self.output_sqnr,
             }
         )
+
+
+class Pace:
+    """When to show a table: so seldom that making tables takes a small share of the time.
+
+    >>> pace = Pace()
+    >>> pace.due(), pace.clocked(lambda: "table")
+    (True, 'table')
+    """
+
+    def __init__(self) -> None:
+        self._next = -math.inf
+
+    def due(self) -> bool:
+        """Whether it is time for the next."""
+        return time.perf_counter() >= self._next
+
+    def clocked(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives; the time that it takes puts the next one off."""
+        begun = time.perf_counter()
+        made = make()
+        end = time.perf_counter()
+        self._next = end + _SELDOM * (end - begun)
+        return made
