@@ -37,7 +37,7 @@ _POOL = 4
 _LARGE = 3e-3
 # The part of the draw that does not look at how sure the network is: bounds the weights.
 _EVEN = 0.2
-_MOST, _LEAST = 384, 24
+_MOST, _LEAST = 384, 40
 # Few layers are run through one by one; so many multiply-adds may be spent in any case: some tenths of a second.
 _FEW_LAYERS, _WORK = 8, 4e9
 # Up to so many classes the square root of the Fisher matrix is taken of the whole of it.
