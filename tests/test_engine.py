@@ -16,7 +16,7 @@ from explorer.calibrate import Sample, fit
 from explorer.errors import DataError, SchemeError, TensorError
 from explorer.formats import CONVENTIONS, granularity
 from explorer.graph import Batch, Calibration, Engine, Graph, Layer, Store, plan
-from explorer.graph.capture import run
+from explorer.graph.walk import run
 from explorer.graph.engine import Plan
 from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import Recipe, TensorScheme

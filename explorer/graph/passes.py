@@ -13,6 +13,7 @@ from torch import Tensor
 from explorer.graph.ir import Graph, Node, Ref, redirect
 from explorer.graph.ops import LAYER_OPS
 from explorer.graph.repeat import compute_twice
+from explorer.graph.walk import walk
 
 BATCH_NORMS = ("aten._native_batch_norm_legit_no_training.default", "aten.batch_norm.default")
 
@@ -53,21 +54,11 @@ def prune(graph: Graph) -> Graph:
     )
 
 
-def run(graph: Graph, images: Tensor) -> dict[str, Any]:
-    """The value of every node, computed plainly; the reference for the engine."""
-    values: dict[str, Any] = {**graph.constants, graph.input: images}
-    with torch.inference_mode():
-        for node in graph.nodes:
-            values[node.name] = node.call(values)
-    return values
-
-
 def with_shapes(graph: Graph, pair: Tensor) -> Graph:
     """The graph with the shape of each value, read off a run on the example."""
-    values = run(graph, pair)
     nodes = (
-        replace(node, shape=tuple(values[node.name].shape)) if isinstance(values[node.name], Tensor) else node
-        for node in graph.nodes
+        replace(node, shape=tuple(value.shape)) if isinstance(value, Tensor) else node
+        for node, value in walk(graph, pair)
     )
     return replace(graph, nodes=tuple(nodes))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from explorer.errors import ModelError
 from explorer.graph.ir import Graph, Node, tensor_digest
+from explorer.graph.walk import walk
 
 
 def check_repeatable(graph: Graph, images: Tensor) -> None:
@@ -23,15 +23,8 @@ def check_repeatable(graph: Graph, images: Tensor) -> None:
     Raises:
         ModelError: naming the node, its operator and the line of the user's code.
     """
-    values: dict[str, Any] = {**graph.constants, graph.input: images}
-    uses = Counter(name for node in graph.nodes for name in node.inputs)
-    with torch.inference_mode():
-        for node in graph.nodes:
-            values[node.name] = compute_twice(node, values)
-            for name in node.inputs:
-                uses[name] -= 1
-                if not uses[name]:
-                    del values[name]
+    for _ in walk(graph, images, compute_twice):
+        pass
 
 
 def compute_twice(node: Node, values: Mapping[str, Any]) -> Any:
