@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
+import pandas as pd
 import panel as pn
 import torch
 
 from explorer.errors import ExplorerError, JobError
+from explorer.recipe import Recipe
 from explorer.session import Session
-from explorer.study import Evaluation
+from explorer.study import Additivity, Evaluation
+from explorer.study.evaluate import NARROW
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
 from explorer.views import kit, theme
 from explorer.views.distribution import Distribution
+from explorer.views.estimates import Estimates
+from explorer.views.flips import FlipGallery
 from explorer.views.inspector import Inspector
 from explorer.views.runs import Publisher, Runner
 from explorer.views.score import ScoreStrip
 from explorer.views.sensitivity import IMAGES, LayerBars, SensitivityMap
 from explorer.views.state import PageState
 from explorer.views.table import LayerTable
+from explorer.views.text import duration, points, sentence
 from explorer.views.toolbar import Toolbar
 
+log = logging.getLogger(__name__)
 TITLE = "Quantization Explorer"
+MAP, TIERS, BARS, FLIPS = "Sensitivity", "Estimates", "SQNR by layer", "Flips"
+# When an evaluation ends: the width of the interval of the difference to float, as a share.
+STOPS = {"all images": None, "interval ≤ 1 point": 0.01, "interval ≤ 0.5 point": 0.005}
 
 
 class Page:
@@ -41,11 +53,15 @@ class Page:
         self.publisher = Publisher()
         self.state = PageState(session)
         self.evaluator = Runner("evaluation", self.publisher)
+        self.reader = Runner("layers", self.publisher)
+        self.adder = Runner("additivity", self.publisher)
         self.toolbar = Toolbar(self.state)
-        self.score = ScoreStrip(self.state)
+        self.score = ScoreStrip(self.state, self._show_flips)
         self.table = LayerTable(self.state)
         self.distribution = Distribution(self.state, self.publisher)
-        self.map = SensitivityMap(self.state, self.publisher, min(images or IMAGES, IMAGES))
+        self.estimates = Estimates()
+        self.map = SensitivityMap(self.state, self.publisher, self.estimates, min(images or IMAGES, IMAGES))
+        self.flips = FlipGallery(self.state, self.publisher)
         self.bars = LayerBars(self.state, self.publisher)
         self.inspector = Inspector(self.state)
         self.started = time.monotonic()
@@ -61,13 +77,15 @@ class Page:
     # -- parts ------------------------------------------------------------------------------------
 
     def _job(self) -> None:
-        self.bar = kit.progress(height=4, width=260)
+        self.bar = kit.progress(height=4, width=200)
+        self.stop_at = kit.select("stop at", list(STOPS), next(iter(STOPS)), width=172)
+        self.stop_at.param.watch(lambda *_: self.evaluate(), "value")
         self.cancel = kit.button(
             "Cancel", "stop", color="error", variant="text", disabled=True, on_click=lambda _: self.stop()
         )
         self.rerun = kit.button("Evaluate", "again", variant="text", on_click=lambda _: self.evaluate())
         self.words = kit.html(css=theme.LABEL, sizing_mode="stretch_width", height=18)
-        self.status = kit.row(self.words, self.bar, self.cancel, self.rerun, height=30)
+        self.status = kit.row(self.words, self.bar, self.stop_at, self.cancel, self.rerun, height=42)
 
     def _problem(self) -> None:
         self.alert = kit.alert()
@@ -81,14 +99,30 @@ class Page:
         self.state.problem = ""
 
     def _centre(self) -> Any:
-        views = {"Sensitivity": self.map.view, "SQNR by layer": self.bars.view}
-        pick = kit.choice(list(views), "Sensitivity", width=260)
-        shown = kit.column(views["Sensitivity"])
-        # What is not in sight is not on the page: a figure without a size would keep it from being ready.
-        pick.param.watch(lambda event: setattr(shown, "objects", [views[event.new]]), "value")
-        head = kit.row(pick, height=42, styles={"padding": "4px 8px 0"})
+        views = {
+            MAP: self.map.view,
+            TIERS: self.estimates.view,
+            BARS: self.bars.view,
+            FLIPS: self.flips.view,
+        }
+        self.tabs = kit.choice(list(views), MAP, sx=theme.ONE_LINE)
+        shown = kit.column(views[MAP])
+
+        def turn(event: Any) -> None:
+            # What is not in sight is not on the page: a figure without a size would keep it from being ready.
+            shown.objects = [views[event.new]]
+            self.estimates.show(event.new == TIERS)
+            if event.new == FLIPS:
+                self.flips.open()
+
+        self.tabs.param.watch(turn, "value")
+        head = kit.row(self.tabs, height=38, styles={"padding": "4px 8px 0"})
         lower = kit.column(head, shown, css=theme.CARD, margin=(8, 0, 0, 0))
-        return kit.column(self.distribution.view, lower, css=theme.HALVES, css_classes=["place-centre"])
+        css = theme.halves(self.map.plot.figure.max_height + 130)
+        return kit.column(self.distribution.view, lower, css=css, css_classes=["place-centre"])
+
+    def _show_flips(self) -> None:
+        self.tabs.value = FLIPS
 
     def _body(self, css: str, room: str) -> Any:
         """All regions; ``room`` is the CSS flex of the grid where it is wide."""
@@ -138,19 +172,34 @@ class Page:
 
     def _follow(self) -> None:
         with self.publisher.hold():
-            self.state.refresh()
+            self.state.revision = self.session.revision
+            self._read()
             self.evaluate()
+
+    def _read(self) -> None:
+        """Read the layers of the present recipe in the background; what is known at once is shown already."""
+
+        def show(found: tuple[Recipe, pd.DataFrame]) -> None:
+            self.state.param.update(layers_recipe=found[0], layers=found[1])
+
+        self.reader.start(self.state.read_layers, show, lambda: None, self._not_read)
+
+    def _not_read(self, error: Exception) -> None:
+        self.state.problem = f"The layers could not be read: {sentence(error)}"
 
     def evaluate(self) -> None:
         """Evaluate the present recipe in the background; what was being evaluated is dropped."""
         session, recipe, revision = self.session, self.session.recipe, self.session.revision
+        interval = STOPS[self.stop_at.value]
         self.started = time.monotonic()
         self._say("Evaluating …", 0, running=True)
+        self.adder.cancel()
         self.evaluator.start(
-            lambda: session.evaluate_steps(recipe, self.images),
+            lambda: session.evaluate_steps(recipe, self.images, interval),
             lambda found: self._show(found, revision),
             self._done,
             self._failed,
+            lambda found: (found.images, found.total_images),
         )
 
     def _show(self, found: Evaluation, revision: int) -> None:
@@ -158,19 +207,42 @@ class Page:
             return
         self.state.param.update(evaluation=found, evaluation_revision=revision)
         share = round(100 * found.images / max(1, found.total_images))
-        self._say(f"Evaluating: {found.images:,} of {found.total_images:,} images", share, running=True)
+        progress = self.evaluator.progress
+        left = duration(progress.left) if progress is not None else ""
+        rest = f", {left} left" if left else ""
+        self._say(f"Evaluating: {found.images:,} of {found.total_images:,} images{rest}", share, running=True)
 
     def _done(self) -> None:
         e = self.state.evaluation
-        seconds = time.monotonic() - self.started
-        self._say(f"Evaluated on {e.images:,} images in {seconds:.1f} s" if e else "", 100, running=False)
+        self._say(ended(e, time.monotonic() - self.started) if e else "", 100, running=False)
+        # While the machine has nothing better to do, and in the same thread, so that an edit comes first.
+        self.map.fill(self.evaluator, self._add_up)
 
     def _failed(self, error: Exception) -> None:
-        known = isinstance(error, ExplorerError)
-        self.state.problem = (
-            str(error) if known else f"The evaluation failed: {type(error).__name__}: {error}"
-        )
+        kept = " What is shown is the last that was evaluated." if self.state.evaluation else ""
+        self.state.problem = f"The evaluation failed: {sentence(error)}{kept}"
         self._say("Not evaluated", 0, running=False)
+
+    def _add_up(self) -> None:
+        """Compare the present recipe with the sum of its parts."""
+        e, revision = self.state.evaluation, self.session.revision
+        recipe = self.session.recipe
+        nothing = not any(
+            recipe.config(name) != Recipe.preset("fp32").config(name) for name in self.map.names
+        )
+        if e is None or self.state.stale or nothing:
+            self.state.additivity = None if nothing else self.state.additivity
+            return
+        own = Session(subject=self.session.subject, recipe=recipe)
+
+        def steps() -> Iterator[Additivity]:
+            yield own.additivity(images=e.images)
+
+        def show(found: Additivity) -> None:
+            self.state.param.update(additivity=found, additivity_revision=revision)
+
+        # A line of its own interest: that it cannot be had is no reason to interrupt anybody.
+        self.adder.start(steps, show, lambda: None, lambda error: log.warning("%s", sentence(error)))
 
     def stop(self) -> None:
         """Cancel the evaluation; what it has found stays."""
@@ -189,8 +261,22 @@ class Page:
         """Stop all work; the page is gone."""
         self.publisher.closed = True
         self._unsubscribe()
-        for runner in (self.evaluator, self.distribution.runner, self.map.runner):
+        for runner in (
+            self.evaluator, self.reader, self.adder, self.distribution.runner, self.map.runner, self.flips.runner
+        ):  # fmt: skip
             runner.close()
+
+
+def ended(e: Evaluation, seconds: float) -> str:
+    """How an evaluation ended, in words."""
+    took = f"in {seconds:.1f} s"
+    if e.stopped != NARROW:
+        return f"Evaluated on {e.images:,} images {took}"
+    width = points(e.delta_interval[1] - e.delta_interval[0]).lstrip("+")
+    return (
+        f"Evaluated on {e.images:,} of {e.total_images:,} images {took}: {e.stopped}, "
+        f"the interval is {width} points wide"
+    )
 
 
 def failure(error: ExplorerError) -> Any:

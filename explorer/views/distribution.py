@@ -11,7 +11,7 @@ from explorer.views import kit, theme
 from explorer.views.figures import HistogramFigure
 from explorer.views.runs import Publisher, Runner
 from explorer.views.state import PageState
-from explorer.views.text import caption
+from explorer.views.text import caption, sentence
 
 CSS = (
     theme.TOKENS
@@ -26,7 +26,9 @@ CSS = (
 .before {{ background: {theme.BEFORE}; opacity: .7; }} .after {{ border: 2px solid {theme.AFTER}; border-bottom: 0; }}
 .levels {{ background: repeating-linear-gradient(90deg, {theme.RANGE} 0 1.5px, transparent 1.5px 4px); }}
 .clip {{ width: 0 !important; height: 12px !important; border-left: 2px dashed {theme.RANGE}; vertical-align: -2px; }}
-.caption {{ padding: 2px 12px 8px; color: var(--faint); }} .caption b {{ color: var(--ink); font-weight: 600; }}
+.caption {{ padding: 2px 12px 8px; color: var(--faint); }}
+.waiting {{ animation: wait .2s .3s forwards; }} @keyframes wait {{ to {{ opacity: .35; }} }}
+.caption b {{ color: var(--ink); font-weight: 600; }}
 """
 )
 KEY = (
@@ -38,8 +40,8 @@ KEY = (
 class Distribution:
     """The region with the histogram.
 
-    A weight's is drawn at once; an input's may need calibration images to be run, so it comes from the
-    background.
+    Ranges may have to be searched for, and an input's calibration images to be run, so it comes from the
+    background; what was drawn stays until then.
     """
 
     def __init__(self, state: PageState, publisher: Publisher) -> None:
@@ -61,14 +63,14 @@ class Distribution:
         )
         self.tensor.param.watch(self._tensor_picked, "value")
         self.log.param.watch(lambda event: self.plot.use_log(event.new), "value")
-        state.param.watch(lambda *_: self.refresh(), ["layer", "tensor", "layers"])
-        self.refresh()
+        state.param.watch(lambda *_: self.refresh(), ["layer", "tensor", "revision"])
+        self.refresh(at_once=True)
 
     def _tensor_picked(self, event: object) -> None:
         self.state.tensor = self.tensor.value
 
-    def refresh(self) -> None:
-        """Draw the chosen tensor under the present recipe."""
+    def refresh(self, at_once: bool = False) -> None:
+        """Draw the chosen tensor under the present recipe; ``at_once`` while there is nothing to look at yet."""
         state = self.state
         facts = state.facts
         self.tensor.value = state.tensor
@@ -76,35 +78,35 @@ class Distribution:
             return
         self.head.object = f'<div class="head">{escape(state.layer)}</div>'
         if facts["reason"]:
+            self.runner.cancel()
+            self.pane.visible = False
             self._words(f"Stays in float: {facts['reason']}.")
-        elif state.tensor == "weight":
+        elif at_once:
             try:
-                self.show(state.session.histogram(state.layer, "weight"))
+                self.show(next(self._steps(state.layer, state.tensor)()))
             except ExplorerError as error:
-                self._words(str(error))
+                self._failed(error)
         else:
-            self.pane.loading = True
-            self.runner.start(self._steps(state.layer), self.show, lambda: None, self._failed)
+            self.caption.object = self.caption.object.replace('class="caption', 'class="caption waiting')
+            self.runner.start(self._steps(state.layer, state.tensor), self.show, lambda: None, self._failed)
 
-    def _steps(self, layer: str) -> Callable[[], Iterator[Histogram]]:
-        scheme = self.state.config.input
+    def _steps(self, layer: str, tensor: str) -> Callable[[], Iterator[Histogram]]:
+        scheme = getattr(self.state.config, tensor)
 
         def steps() -> Iterator[Histogram]:
-            yield self.state.session.histogram(layer, "input", scheme=scheme)
+            yield self.state.session.histogram(layer, tensor, scheme=scheme)
 
         return steps
 
     def show(self, histogram: Histogram) -> None:
         """Draw a histogram and say in words what it shows."""
-        self.pane.loading = False
         self.pane.visible = True
         self.plot.update(histogram)
         self.caption.object = f'<div class="caption" aria-live="polite">{caption(histogram)}</div>'
 
     def _failed(self, error: Exception) -> None:
-        self._words(str(error) if isinstance(error, ExplorerError) else f"{type(error).__name__}: {error}")
+        before = f" The figure is the one before, of {self.plot.shown.layer}." if self.plot.shown else ""
+        self._words(f"Not drawn: {sentence(error)}{before}")
 
     def _words(self, text: str) -> None:
-        self.pane.loading = False
-        self.pane.visible = False
         self.caption.object = f'<div class="caption" aria-live="polite">{escape(text)}</div>'

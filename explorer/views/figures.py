@@ -33,11 +33,15 @@ def plain(**options: Any) -> Any:
         toolbar_location=None,
         tools="",
         min_border=4,
-        background_fill_alpha=0,
-        border_fill_alpha=0,
         outline_line_color=None,
         **options,
     )
+    return styled(plot)
+
+
+def styled(plot: Any) -> Any:
+    """A figure with lines and letters in the page's style."""
+    plot.background_fill_alpha = plot.border_fill_alpha = 0
     plot.axis.axis_label_text_font_size = "12px"
     plot.axis.axis_label_text_font_style = "normal"
     plot.axis.axis_label_standoff = 4

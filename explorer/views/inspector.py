@@ -147,7 +147,7 @@ class Inspector:
             css=theme.CARD + ":host { padding: 10px 12px; gap: 10px; overflow-y: auto; }",
             css_classes=["place-inspector"],
         )  # fmt: skip
-        state.param.watch(lambda *_: self.refresh(), ["layer", "layers", "tensor"])
+        state.param.watch(lambda *_: self.refresh(), ["layer", "revision", "layers", "tensor"])
         state.param.watch(lambda *_: self._label(), "marks")
         self.refresh()
         self._label()

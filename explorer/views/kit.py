@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import panel as pn
@@ -54,6 +55,41 @@ class Drawn(pn.custom.JSComponent):
       return document.createElement("span")
     }
     """
+
+
+class Live(pn.custom.JSComponent):
+    """Markup of our own making with buttons in it: ``pressed`` says which one, by its ``data-press``."""
+
+    object = param.String(default="")
+    pressed = param.String(default="")
+    _esm = """
+    export function render({ model, el }) {
+      const box = document.createElement("div")
+      const show = () => { box.innerHTML = model.object }
+      show()
+      model.on("object", show)
+      box.addEventListener("click", event => {
+        const button = event.target.closest("[data-press]")
+        if (button) model.pressed = button.dataset.press
+      })
+      return box
+    }
+    """
+
+
+def live(css: str, press: Callable[[str], None], **options: Any) -> Live:
+    """Markup whose buttons call ``press`` with their name."""
+    _fill(options)
+    made = Live(stylesheets=[css], **options)
+
+    def pressed(event: Any) -> None:
+        if event.new:
+            # So that the same button can be pressed again.
+            made.pressed = ""
+            press(event.new)
+
+    made.param.watch(pressed, "pressed")
+    return made
 
 
 def _fill(options: dict[str, Any]) -> None:

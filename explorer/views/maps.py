@@ -20,11 +20,18 @@ from bokeh.models import (
 from bokeh.palettes import cividis
 
 from explorer.study import MEASURES
+from explorer.study.instant import INSTANT
 from explorer.views import theme
 from explorer.views.figures import plain
 from explorer.views.text import decibels, points, short
 
-ROW_HEIGHT = 22
+# Rows grow and shrink with the room there is; below the least the figure scrolls.
+LEAST_ROW, MOST_ROW = 12, 28
+AXIS = 24
+# What the tier of a value looks like: hatching, and the style of the number.
+HATCH = {"estimate": ".", "open": "/", "done": " "}
+TIERS = {"estimate": " (an estimate)", "open": " (still sharpening)", "done": ""}
+FONT = {"estimate": "italic", "open": "normal", "done": "normal"}
 PALETTE = cividis(256)
 # Below this a divergence is the arithmetic's own noise.
 LEAST = 1e-7
@@ -58,6 +65,20 @@ def cell_text(value: float, measure: str) -> str:
         if abs(value) < 1e-3
         else f"{value:.3g}"
     )
+
+
+def look(method: str, complete: bool) -> str:
+    """How a value is drawn: an estimate, exact and still sharpening, or done.
+
+    >>> look("instant", True), look("exact", False), look("exact", True)
+    ('estimate', 'open', 'done')
+    """
+    return "estimate" if method == INSTANT else "done" if complete else "open"
+
+
+def letters(count: int) -> str:
+    """The size of letters for so many rows."""
+    return "11px" if count <= 12 else "10px" if count <= 22 else "9.5px"
 
 
 def rows_of(plot: Any, names: Sequence[str]) -> None:
@@ -95,20 +116,34 @@ class Selecting:
 
 
 class SensitivityFigure(Selecting):
-    """Layers by formats; colour and number say how much the network suffers. Hatched: not all images yet."""
+    """Layers by formats; colour and number say how much the network suffers, ``look`` how sure that is."""
 
     def __init__(self, names: Sequence[str], choose: Callable[[str], None]) -> None:
         super().__init__(names, choose)
         self.cells = ColumnDataSource(
             {
                 key: []
-                for key in ("row", "format", "colour", "text", "ink", "hatch", "layer", "range", "images")
+                for key in (
+                    "row",
+                    "format",
+                    "colour",
+                    "text",
+                    "ink",
+                    "hatch",
+                    "font",
+                    "layer",
+                    "range",
+                    "images",
+                    "tier",
+                    "weight",
+                    "output",
+                )
             }
         )
         self.mapper = LinearColorMapper(palette=PALETTE, low=0, high=1, nan_color="rgba(127,135,144,0.12)")
         self.figure = plain(
             x_range=FactorRange(), y_range=Range1d(), x_axis_location="above",
-            sizing_mode="stretch_width", min_height=ROW_HEIGHT * len(names) + 34,
+            min_height=LEAST_ROW * len(names) + AXIS, max_height=MOST_ROW * len(names) + AXIS,
         )  # fmt: skip
         self._draw()
 
@@ -118,12 +153,12 @@ class SensitivityFigure(Selecting):
         rects = plot.rect(
             x="format", y="row", width=1, height=1, source=self.cells, line_color=None,
             fill_color={"field": "colour", "transform": self.mapper},
-            hatch_pattern={"field": "hatch"}, hatch_color="white", hatch_alpha=0.35, hatch_scale=8,
+            hatch_pattern={"field": "hatch"}, hatch_color="white", hatch_alpha=0.3, hatch_scale=9,
         )  # fmt: skip
         rects.nonselection_glyph = rects.selection_glyph = None
         plot.text(
             x="format", y="row", text="text", text_color="ink", source=self.cells, text_align="center",
-            text_baseline="middle", text_font_size="11px",
+            text_baseline="middle", text_font_size=letters(len(self.names)), text_font_style={"field": "font"},
         )  # fmt: skip
         self._row(plot)
         rows_of(plot, self.names)
@@ -132,8 +167,9 @@ class SensitivityFigure(Selecting):
             HoverTool(
                 renderers=[rects],
                 tooltips=[
-                    ("layer", "@layer"), ("format", "@format"), ("value", "@text"),
-                    ("95% interval", "@range"), ("images", "@images{0,0}"),
+                    ("layer", "@layer"), ("format", "@format"), ("value", "@text"), ("tier", "@tier"),
+                    ("95% interval", "@range"), ("images", "@images{0,0}"), ("weight SQNR", "@weight"),
+                    ("output SQNR", "@output"),
                 ],
             ),
         )  # fmt: skip
@@ -144,8 +180,11 @@ class SensitivityFigure(Selecting):
         cells = [(name, text) for name in self.names for text in formats]
         table = pd.DataFrame(cells, columns=["layer", "format"])
         self.update(
-            table.assign(measure="kl", value=math.nan, low=math.nan, high=math.nan, images=0, complete=True)
-        )
+            table.assign(
+                measure="kl", method="", value=math.nan, low=math.nan, high=math.nan, images=0, complete=True,
+                weight_sqnr_db=math.nan, output_sqnr_db=math.nan,
+            )
+        )  # fmt: skip
 
     def update(self, table: pd.DataFrame) -> None:
         """Show a table of ``session.sensitivity``; cells without a value yet stay grey."""
@@ -162,16 +201,25 @@ class SensitivityFigure(Selecting):
         formats = list(dict.fromkeys(table["format"]))
         if self.figure.x_range.factors != formats:
             self.figure.x_range.factors = formats
+        looks = [look(*each) for each in zip(table["method"], table["complete"], strict=True)]
+        texts = [cell_text(value, measure) for value in table["value"]]
         self.cells.data = {
             "row": [index[name] for name in table["layer"]],
             "format": list(table["format"]),
             "colour": bad.tolist(),
-            "text": [cell_text(value, measure) for value in table["value"]],
+            "text": [
+                f"~{text}" if seen == "estimate" and text[:1] not in ("", "<") else text
+                for text, seen in zip(texts, looks, strict=True)
+            ],
             "ink": ["#111" if value > middle else "#fff" for value in bad],
-            "hatch": [" " if done else "/" for done in table["complete"]],
+            "hatch": [HATCH[seen] for seen in looks],
+            "font": [FONT[seen] for seen in looks],
             "layer": list(table["layer"]),
             "range": [_interval(a, b, measure) for a, b in zip(table["low"], table["high"], strict=True)],
             "images": list(table["images"]),
+            "tier": [f"{method}{TIERS[seen]}" for method, seen in zip(table["method"], looks, strict=True)],
+            "weight": [decibels(value) for value in table["weight_sqnr_db"]],
+            "output": [decibels(value) for value in table["output_sqnr_db"]],
         }
 
 
@@ -189,7 +237,7 @@ class LayersFigure(Selecting):
         self.figure = plain(
             x_range=Range1d(), y_range=Range1d(), x_axis_location="above",
             x_axis_label="SQNR, dB (more is better)",
-            sizing_mode="stretch_width", min_height=ROW_HEIGHT * len(names) + 50,
+            min_height=LEAST_ROW * len(names) + 44, max_height=MOST_ROW * len(names) + 44,
         )  # fmt: skip
         self._draw()
 
@@ -243,6 +291,11 @@ def describe(table: pd.DataFrame) -> str:
         return ""
     measure = str(table["measure"].iloc[0])
     worse = MEASURES[measure].worse
+    if table["format"].nunique() == 1:
+        rows = table.dropna(subset=["value"])
+        order = (-worse * rows["value"].to_numpy()).argsort(kind="stable")[:3]
+        listed = (f"{rows['layer'].iloc[i]} ({cell_text(rows['value'].iloc[i], measure)})" for i in order)
+        return f"most sensitive ({table['format'].iloc[0]}): " + ", ".join(listed)
     found: list[str] = []
     for name, part in table.dropna(subset=["value"]).groupby("format", sort=False):
         worst = part.iloc[int((worse * part["value"].to_numpy()).argmax())]

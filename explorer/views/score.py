@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from explorer.recipe import Recipe
 from explorer.study import Evaluation
 from explorer.views import kit, theme
 from explorer.views.state import PageState
-from explorer.views.text import NOTHING, decibels, kilobytes, large, percent, points, ratio
+from explorer.views.text import NOTHING, added_up, decibels, kilobytes, large, percent, points, ratio
 
 CSS = (
     theme.TOKENS
@@ -24,6 +26,13 @@ CSS = (
 .worse { color: #D55E00; } .better { color: #009E73; }
 .stale { background-image: repeating-linear-gradient(135deg, transparent 0 6px, var(--line) 6px 7px); }
 .stale .value, .stale .side { opacity: .45; }
+.early .value { font-style: italic; font-weight: 500; opacity: .8; }
+.link { all: unset; cursor: pointer; color: var(--ink); text-decoration: underline; text-decoration-style: dotted;
+  text-underline-offset: 2px; }
+.link:hover, .link:focus-visible { text-decoration-style: solid; }
+.sum { grid-column: 1 / -1; font-size: 11.5px; line-height: 15px; min-height: 15px; color: var(--faint);
+  padding: 0 2px; margin-top: -3px; }
+.sum.old { opacity: .55; font-style: italic; }
 .badge { position: absolute; right: 8px; top: 6px; font-size: 10.5px; font-weight: 600; padding: 0 6px;
   border-radius: 8px; line-height: 16px; background: #E69F00; color: #111; }
 @container (max-width: 1000px) { .strip { grid-template-columns: repeat(3, minmax(0, 1fr)); } }
@@ -32,17 +41,29 @@ CSS = (
 )
 
 
-def card(name: str, value: str, side: str, note: str, stale: bool = False, mood: str = "") -> str:
-    """One figure with its reference; no text of a user's comes in here."""
-    badge = '<span class="badge">stale</span>' if stale else ""
+def card(name: str, value: str, side: str, note: str, look: str = "", mood: str = "") -> str:
+    """One figure with its reference; no text of a user's comes in here.
+
+    ``look`` is ``stale`` for another recipe's figure, ``early`` for one that is from some of the images yet.
+    """
+    badge = '<span class="badge">stale</span>' if look == "stale" else ""
     return (
-        f'<div class="card{" stale" if stale else ""}">{badge}<div class="name">{name}</div>'
+        f'<div class="card {look}">{badge}<div class="name">{name}</div>'
         f'<div class="main"><span class="value {mood}">{value}</span><span class="side">{side}</span></div>'
         f'<div class="note">{note}</div></div>'
     )
 
 
-def _accuracy(e: Evaluation | None, stale: bool) -> list[str]:
+def seen(e: Evaluation) -> str:
+    """From how many images an evaluation is, and whether more are to come."""
+    if e.complete:
+        return f"{e.images:,} images"
+    if e.stopped:
+        return f"{e.stopped} at {e.images:,} of {e.total_images:,} images"
+    return f"estimate from {e.images:,} of {e.total_images:,} images"
+
+
+def _accuracy(e: Evaluation | None, look: str) -> list[str]:
     if e is None:
         return [
             card("Top-1", NOTHING, "", "being evaluated"),
@@ -51,22 +72,22 @@ def _accuracy(e: Evaluation | None, stale: bool) -> list[str]:
     low, high = e.top1_interval
     below, above = e.delta_interval
     mood = "worse" if above < 0 else "better" if below > 0 else ""
-    seen = f"{e.images:,} of {e.total_images:,} images" if not e.complete else f"{e.images:,} images"
     name = "Agreement with float" if e.agreement else "Top-1"
     return [
         card(
             name,
             percent(e.top1),
             f"{percent(low)[:-1]} … {percent(high)}",
-            f"float {percent(e.top1_float)} · {seen}",
-            stale,
+            f"float {percent(e.top1_float)} · {seen(e)}",
+            look,
         ),
         card(
             "Difference to float, points",
             points(e.delta),
             f"{points(below)} … {points(above)}",
-            f"paired: {e.won:,} won, {e.lost:,} lost",
-            stale,
+            f'paired: <button class="link" data-press="flips" title="show the images">'
+            f"{e.won:,} won, {e.lost:,} lost</button>",
+            look,
             mood,
         ),
     ]
@@ -74,16 +95,17 @@ def _accuracy(e: Evaluation | None, stale: bool) -> list[str]:
 
 def markup(state: PageState) -> str:
     """The strip for the present recipe; what is not of this recipe is hatched and called stale."""
-    e, stale = state.evaluation, state.stale
+    e = state.evaluation
+    look = "stale" if state.stale else "early" if e and not e.stopped else ""
     now, floats = state.cost(), state.cost(Recipe.preset("fp32"))
     cards = [
-        *_accuracy(e, stale),
+        *_accuracy(e, look),
         card(
             "Output SQNR",
             decibels(e.output_sqnr_db) if e else NOTHING,
             "",
             f"KL {e.kl:.2g} nats to float" if e else "of the class scores",
-            stale,
+            look,
         ),
         card(
             "Size",
@@ -98,16 +120,31 @@ def markup(state: PageState) -> str:
             f"float {large(floats.bops)} · for one image",
         ),
     ]
-    return f'<div class="strip" aria-live="polite">{"".join(cards)}</div>'
+    return f'<div class="strip" aria-live="polite">{"".join(cards)}{_sum(state)}</div>'
+
+
+def _sum(state: PageState) -> str:
+    """Whether the layers' shares add up, in one line below the figures."""
+    if state.additivity is None:
+        return '<div class="sum"></div>'
+    old = state.additivity_revision != state.session.revision
+    before = "Before the edit: " if old else ""
+    return f'<div class="sum {"old" if old else ""}">{before}{added_up(state.additivity)}</div>'
 
 
 class ScoreStrip:
-    """The region at the top."""
+    """The region at the top.
 
-    def __init__(self, state: PageState) -> None:
+    Args:
+        state: of the page.
+        show_flips: opens the pictures of the images won and lost.
+    """
+
+    def __init__(self, state: PageState, show_flips: Callable[[], None]) -> None:
         self.state = state
-        self.view = kit.html(css=CSS, sizing_mode="stretch_width", min_height=78)
-        state.param.watch(lambda *_: self.refresh(), ["layers", "evaluation", "evaluation_revision"])
+        self.view = kit.live(CSS, lambda _: show_flips(), min_height=98)
+        parts = ["revision", "evaluation", "evaluation_revision", "additivity", "additivity_revision"]
+        state.param.watch(lambda *_: self.refresh(), parts)
         self.refresh()
 
     def refresh(self) -> None:

@@ -2,106 +2,271 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import pandas as pd
 
-from explorer.errors import ExplorerError
-from explorer.study import MEASURES, TENSOR_CHOICES
+from explorer.recipe import Recipe
+from explorer.session import Session
+from explorer.study import MEASURES, METHODS, TENSOR_CHOICES, rows_for
+from explorer.study.instant import INSTANT
+from explorer.study.sensitivity import WEIGHT
 from explorer.views import choices, kit, theme
-from explorer.views.maps import LayersFigure, SensitivityFigure, describe
+from explorer.views.estimates import Estimates
+from explorer.views.maps import LayersFigure, SensitivityFigure, describe, look
 from explorer.views.runs import Publisher, Runner
 from explorer.views.state import PageState
+from explorer.views.text import duration, sentence
 
 FORMATS = ("int8", "int6", "int4", "int3", "int2")
+DEFAULT_METHOD = "live"
+# The one column of a method that takes each layer as the recipe has it.
+LEFT_OUT = "left out"
 IMAGES = 1000
-CSS = theme.TOKENS + ":host { color: var(--faint); font-size: 12px; line-height: 17px; }"
+CSS = (
+    theme.TOKENS
+    + """
+:host { color: var(--faint); font-size: 12px; line-height: 17px; }
+.line { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.old { color: var(--ink); background: color-mix(in srgb, #E69F00 28%, transparent);
+  border-radius: 3px; padding: 0 4px; }
+.tiers i { display: inline-block; width: 15px; height: 10px; margin: 0 4px 0 12px; background-color: #575d6d;
+  vertical-align: -1px; }
+.tiers i:first-child { margin-left: 0; }
+.estimate { background-image: radial-gradient(#fff 1px, transparent 1.3px); background-size: 5px 5px; }
+.open { background-image: repeating-linear-gradient(135deg, transparent 0 3px, rgb(255 255 255 / 60%) 3px 4px); }
+"""
+)
+LEGEND = (
+    '<div class="line tiers"><i class="estimate"></i><em>~0.01</em>&nbsp; estimate<i class="open"></i>'
+    'exact, still sharpening<i class="done"></i>done</div>'
+)
+
+
+def offered_formats() -> list[str]:
+    """The columns of a map."""
+    return [name for name in FORMATS if name in choices.formats()]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a map is of.
+
+    Args:
+        method: a name in ``METHODS``.
+        measure: a name in ``MEASURES``.
+        tensor: what of each layer is quantized.
+        recipe: its granularity, symmetry and objective enter the map; the format only where none is tried.
+    """
+
+    method: str
+    measure: str
+    tensor: str
+    recipe: Recipe
+
+    @property
+    def formats(self) -> list[str] | None:
+        """The formats that are tried; None where the layers are as the recipe has them."""
+        return offered_formats() if METHODS[self.method].formats else None
+
+    def holds(self, session: Session) -> bool:
+        """Whether the present recipe would give the same map."""
+        if self.formats is None or self.recipe == session.recipe:
+            return self.recipe == session.recipe
+        layers = [session.graph.by_layer[name] for name in session.layer_names]
+        before, now = (
+            rows_for(layers, self.formats, self.tensor, recipe) for recipe in (self.recipe, session.recipe)
+        )
+        return before == now
+
+    def steps(self, session: Session, images: int) -> Iterator[pd.DataFrame]:
+        """Better and better tables under the question's own recipe."""
+        own = Session(subject=session.subject, recipe=self.recipe)
+        for table in own.sensitivity_steps(self.formats, self.measure, self.method, self.tensor, images):
+            yield table if self.formats is not None else table.assign(format=LEFT_OUT)
+
+
+def rows_pane(figure: Any) -> Any:
+    """A figure with a row for each layer, which may scroll but not stretch without end."""
+    return kit.bokeh(figure, min_height=figure.min_height, max_height=figure.max_height)
 
 
 class SensitivityMap:
-    """Layers by formats: measured on demand, streaming in, a click chooses the layer.
+    """Layers by formats: estimates at once, exact values on demand; a click chooses the layer.
 
     Args:
         state: of the page.
         publisher: where results go.
+        estimates: sees each table.
         images: how many evaluation images a measurement takes.
     """
 
-    def __init__(self, state: PageState, publisher: Publisher, images: int = IMAGES) -> None:
+    def __init__(
+        self, state: PageState, publisher: Publisher, estimates: Estimates, images: int = IMAGES
+    ) -> None:
         self.state, self.images = state, images
+        self.estimates = estimates
         self.runner = Runner("sensitivity", publisher)
         self.names = list(state.session.layer_names)
         self.plot = SensitivityFigure(self.names, self._choose)
-        self.measure = kit.select("measure", list(MEASURES), "kl", width=92)
-        self.tensor = kit.select("tensor", list(TENSOR_CHOICES), "weight", width=100)
-        self.start = kit.button("Measure sensitivity", "start", on_click=lambda *_: self.toggle())
-        self.words = kit.html(css=CSS, min_height=18)
-        self.pane: Any = kit.bokeh(
-            self.plot.figure, sizing_mode="stretch_width", height=self.plot.figure.min_height
-        )
-        publisher.panes.append(self.pane)
+        self.table, self.question = pd.DataFrame(), None
         self.running = False
+        self._menus()
+        self.words = kit.html(css=CSS, height=18)
+        self.pane = rows_pane(self.plot.figure)
+        publisher.panes.append(self.pane)
         self.view = kit.column(
-            kit.row(self.start, self.measure, self.tensor, kit.spacer(), height=52),
+            kit.row(self.start, self.method, self.measure, self.tensor, kit.spacer(), height=46),
             self.words,
+            kit.html(LEGEND, css=CSS, height=18),
             kit.scrolled(self.pane),
             styles={"padding": "0 10px"},
         )
-        self.plot.blank(self._formats())
-        self._help()
-        self.measure.param.watch(lambda *_: self._help(), "value")
+        self.plot.blank(offered_formats())
+        self._offer()
         state.param.watch(lambda *_: self.plot.select(state.layer), "layer")
+        state.param.watch(lambda *_: self.check(), "revision")
         self.plot.select(state.layer)
+
+    table: pd.DataFrame
+    question: Question | None
+
+    def _menus(self) -> None:
+        self.start = kit.button("Measure", "start", on_click=lambda *_: self.toggle(), width=96)
+        self.method = kit.select("method", list(METHODS), DEFAULT_METHOD, width=124)
+        self.measure = kit.select(
+            "measure", list(MEASURES), next(iter(MEASURES)), width=84, description="its unit"
+        )
+        self.tensor = kit.select(
+            "tensor", list(TENSOR_CHOICES), next(iter(TENSOR_CHOICES)), width=92, description="of it"
+        )
+        self.method.param.watch(lambda *_: self._offer(), "value")
+        self.measure.param.watch(lambda *_: self._help(), "value")
 
     def _choose(self, name: str) -> None:
         self.state.layer = name
 
+    def _offer(self) -> None:
+        """Let the menus offer what goes with the method; one that has no effect is off and says why."""
+        name, method = self.method.value, METHODS[self.method.value]
+        measures = [measure for measure in MEASURES if measure in method.measures]
+        value = self.measure.value if self.measure.value in measures else measures[0]
+        only = len(measures) == 1
+        what = f"The method {name} takes the measure {value} only." if only else MEASURES[value].help
+        self.measure.param.update(options=measures, value=value, disabled=only, description=what)
+        alone = name == WEIGHT
+        if alone:
+            self.tensor.value = "weight"
+        what = f"The method {name} looks at weights only." if alone else TENSOR_CHOICES[self.tensor.value]
+        self.tensor.param.update(disabled=alone, description=what)
+        self._help()
+
     def _help(self) -> None:
-        what = escape(MEASURES[self.measure.value].help)
-        self.words.object = (
-            f"One layer at a time is quantized, the rest stays float; {self.images:,} images. Value: {what}."
-        )
+        method, measure = METHODS[self.method.value], MEASURES[self.measure.value]
+        fixed = "" if method.formats else "; formats have no effect"
+        self._say(f"{method.help}{fixed}. Value: {measure.help}; {self.images:,} images.")
+
+    def _say(self, text: str) -> None:
+        """One line of words of our own or of names; the whole of it on hovering."""
+        self._text = text
+        text = escape(text)
+        old = self.outdated
+        before = '<span class="old">before the edit: measure again</span> ' if old else ""
+        self.words.object = f'<div class="line" title="{text}" aria-live="polite">{before}{text}</div>'
+        self.pane.styles = {"opacity": "0.45" if old else "1"}
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the present recipe's granularity, symmetry or objectives would give another map."""
+        return self.question is not None and not self.question.holds(self.state.session)
+
+    def check(self) -> None:
+        """Say so if the map is from before an edit that enters into it."""
+        if self.question is not None:
+            self._say(self._text)
+
+    def _asked(self, method: str) -> Question:
+        return Question(method, self.measure.value, self.tensor.value, self.state.session.recipe)
 
     def toggle(self) -> None:
         """Start measuring, or stop."""
         if self.running:
             self.runner.cancel()
-            self._end("Stopped; hatched cells are from fewer images.")
+            self._end(f"Stopped. {describe(self.table)}")
             return
         self.running = True
         self.start.param.update(label="Stop", icon=kit.picture("stop"))
-        self.words.object = "Measuring …"
-        measure, tensor, session = self.measure.value, self.tensor.value, self.state.session
+        self._say("Measuring …")
+        self.estimates.reset()
+        self._run(self.runner, self._asked(self.method.value), self._done, self._failed)
 
-        def steps() -> Iterator[pd.DataFrame]:
-            return session.sensitivity_steps(self._formats(), measure, "exact", tensor, images=self.images)
+    def fill(self, runner: Runner, then: Callable[[], None]) -> None:
+        """Show instant estimates, computed by a runner of the page's, and go on; not where there is something."""
+        if self.running or self.question is not None:
+            then()
+            return
+        asked = Question(INSTANT, next(iter(MEASURES)), "weight", self.state.session.recipe)
 
-        self.runner.start(steps, self.show, self._done, self._failed)
+        def filled() -> None:
+            if self.question is asked and not self.running:
+                self._say(describe(self.table))
+            then()
 
-    def _formats(self) -> list[str]:
-        return [name for name in FORMATS if name in choices.formats()]
+        def failed(error: Exception) -> None:
+            # Nobody has asked for it: the line says what there is to be had, and pressing the button why not.
+            then()
+
+        self._run(runner, asked, filled, failed)
+
+    def _run(
+        self, runner: Runner, asked: Question, done: Callable[[], None], failed: Callable[[Exception], None]
+    ) -> None:
+        session, mine = self.state.session, runner is self.runner
+
+        def show(table: pd.DataFrame) -> None:
+            if mine or not self.running:
+                self.question = asked
+                self.show(table)
+
+        runner.start(
+            lambda: asked.steps(session, self.images), show, done, failed, lambda table: settled(table, asked)
+        )
 
     def show(self, table: pd.DataFrame) -> None:
         """Draw a table, complete or not."""
         self.table = table
         self.plot.update(table)
-        done = int(table["images"].sum())
-        share = 100 * done / max(1, len(table) * min(self.images, self.state.session.total_images))
-        self.words.object = f"{share:.0f}% measured · {escape(describe(table))}"
+        self.estimates.read(table)
+        if self.running:
+            assert self.question is not None
+            done, total = settled(table, self.question)
+            progress = self.runner.progress
+            left = duration(progress.left) if progress is not None else ""
+            rest = f", {left} left" if left and done < total else ""
+            self._say(f"{done} of {total} values done{rest} · {describe(table)}")
 
     def _done(self) -> None:
-        self._end(escape(describe(self.table)))
+        self._end(describe(self.table))
 
     def _failed(self, error: Exception) -> None:
-        text = str(error) if isinstance(error, ExplorerError) else f"{type(error).__name__}: {error}"
-        self._end(escape(text))
+        kept = " The map is the last that was measured." if len(self.table) else ""
+        self._end(f"Not measured: {sentence(error)}{kept}")
 
     def _end(self, words: str) -> None:
         self.running = False
-        self.start.param.update(label="Measure sensitivity", icon=kit.picture("start"))
-        self.words.object = words
+        self.start.param.update(label="Measure", icon=kit.picture("start"))
+        self._say(words)
+
+
+def settled(table: pd.DataFrame, asked: Question) -> tuple[int, int]:
+    """How many values will not change any more, and how many there are."""
+    if asked.method == INSTANT:
+        return int(table["complete"].sum()), len(table)
+    looks = [look(*each) for each in zip(table["method"], table["complete"], strict=True)]
+    return looks.count("done"), len(looks)
 
 
 class LayerBars:
@@ -111,9 +276,7 @@ class LayerBars:
         self.state = state
         names = list(state.session.layer_names)
         self.plot = LayersFigure(names, self._choose)
-        self.pane: Any = kit.bokeh(
-            self.plot.figure, sizing_mode="stretch_width", height=self.plot.figure.min_height
-        )
+        self.pane = rows_pane(self.plot.figure)
         publisher.panes.append(self.pane)
         key = (
             f'<span style="color:{theme.AFTER}">\N{BLACK SQUARE}</span> weight &nbsp; '

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import pandas as pd
 import param
 
 from explorer.cost import Cost, cost
 from explorer.errors import ExplorerError
 from explorer.recipe import LayerConfig, Recipe, TensorScheme
 from explorer.session import Session
-from explorer.study import Evaluation
+from explorer.study import Additivity, Evaluation
 
 
 class PageState(param.Parameterized):
     """The state of one page on one session.
 
-    ``layers`` and ``cost`` belong to the present recipe at any time; ``evaluation`` belongs to the revision
-    that came with it and is stale when the session has moved on.
+    ``revision`` and ``cost`` belong to the present recipe at any time.  What takes longer comes later:
+    ``layers`` belongs to ``layers_recipe``, ``evaluation`` and ``additivity`` to the revisions that came with
+    them, and all are stale when the session has moved on.
     """
 
     layer: Any = param.String(doc="the chosen layer's name")
@@ -26,15 +29,20 @@ class PageState(param.Parameterized):
         default="weight", objects=["weight", "input"], doc="the tensor that is drawn"
     )
     marks: Any = param.ClassSelector(default=frozenset(), class_=frozenset, doc="layers for bulk edits")
-    layers: Any = param.DataFrame(doc="session.layers() of the present recipe")
+    revision: Any = param.Integer(default=0, doc="the session's revision that is shown")
+    layers: Any = param.DataFrame(doc="session.layers() of the recipe in layers_recipe")
+    layers_recipe: Any = param.ClassSelector(default=None, class_=Recipe, doc="what layers belongs to")
     evaluation: Any = param.ClassSelector(default=None, class_=Evaluation, doc="the latest, or None")
     evaluation_revision: Any = param.Integer(default=-1, doc="the revision that the evaluation belongs to")
+    additivity: Any = param.ClassSelector(default=None, class_=Additivity, doc="the latest, or None")
+    additivity_revision: Any = param.Integer(default=-1, doc="the revision that additivity belongs to")
     problem: Any = param.String(default="", doc="the latest refusal, in a sentence")
 
     def __init__(self, session: Session, **values: Any) -> None:
         super().__init__(**values)
         self.session = session
-        self.layers = session.layers()
+        self.revision, self.layers_recipe = session.revision, session.recipe
+        self.layers = session.layers(self.layers_recipe)
         quantizable = self.layers[self.layers["quantizable"]]
         if len(quantizable):
             noise = quantizable["weight_sqnr_db"].astype(float).fillna(float("inf")).to_numpy()
@@ -50,19 +58,34 @@ class PageState(param.Parameterized):
         """The schemes of the chosen layer."""
         return self.session.recipe.config(self.layer)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The layers under the present recipe; an SQNR that is still being computed is NaN."""
+        return self._present(self.layers)
+
     @property
     def facts(self) -> Mapping[str, Any]:
         """The row of the chosen layer."""
-        found = self.layers[self.layers["name"] == self.layer]
-        return dict(found.iloc[0]) if len(found) else {}
+        found = self._present(self.layers[self.layers["name"] == self.layer])
+        return found[0] if found else {}
+
+    def _present(self, table: pd.DataFrame) -> list[dict[str, Any]]:
+        recipe, before, sizes = self.session.recipe, self.layers_recipe, self.cost().layers
+        rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+        for row in rows:
+            name = row["name"]
+            row["size_bytes"] = sizes[name].size
+            if recipe.config(name).weight != before.config(name).weight:
+                row["weight_sqnr_db"] = math.nan
+        return rows
 
     def cost(self, recipe: Recipe | None = None) -> Cost:
         """What the network costs under a recipe, the present one if None."""
         return cost(self.session.graph, recipe or self.session.recipe)
 
-    def refresh(self) -> None:
-        """Read the layers of the present recipe."""
-        self.layers = self.session.layers()
+    def read_layers(self) -> Iterator[tuple[Recipe, pd.DataFrame]]:
+        """The layers of the present recipe, once; searching for ranges may take its time."""
+        recipe = self.session.recipe
+        yield recipe, self.session.layers(recipe)
 
     def quantizable(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that a recipe acts on, in the order of execution."""

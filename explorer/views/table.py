@@ -27,7 +27,7 @@ TITLES = {
     "size": "kB", "op": "op",
 }  # fmt: skip
 WIDTHS = {
-    "mark": 26, "name": 104, "w_format": 48, "w_grain": 82, "w_goal": 66, "w_sym": 32, "a_format": 46, "a_mode": 52,
+    "mark": 26, "name": 126, "w_format": 48, "w_grain": 82, "w_goal": 66, "w_sym": 32, "a_format": 46, "a_mode": 52,
     "sqnr": 54, "size": 50, "op": 52,
 }  # fmt: skip
 TIPS = {
@@ -49,7 +49,7 @@ MARKED, UNMARKED, NONE = "\N{BALLOT BOX WITH CHECK}", "\N{BALLOT BOX}", "–"  #
 def frame(state: PageState) -> pd.DataFrame:
     """The table's values; plain text, float and int columns only."""
     rows = []
-    for facts in state.layers.to_dict("records"):
+    for facts in state.rows():
         name = str(facts["name"])
         row: dict[str, Any] = {
             "mark": UNMARKED, "name": name, **dict.fromkeys(FIELDS, NONE),
@@ -115,7 +115,7 @@ class LayerTable:
             css=theme.CARD + ":host { overflow: visible; }",
             css_classes=["place-table"],
         )
-        state.param.watch(lambda *_: self.refresh(), ["layers", "marks"])
+        state.param.watch(lambda *_: self.refresh(), ["revision", "layers", "marks"])
         state.param.watch(lambda *_: self.select(), "layer")
         self._count()
 

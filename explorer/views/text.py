@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from html import escape
 
-from explorer.study import Histogram
+from explorer.errors import ExplorerError
+from explorer.study import Additivity, Histogram
 
 NOTHING = "–"  # noqa: RUF001 (an en dash stands for "no value")
 
@@ -90,6 +91,45 @@ def short(name: str, most: int = 18) -> str:
     '….projection'
     """
     return name if len(name) <= most else "\N{HORIZONTAL ELLIPSIS}" + name[-(most - 1) :]
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong; the explorer's own errors are sentences, others begin with their kind.
+
+    >>> sentence(ValueError("no room"))
+    'ValueError: no room.'
+    """
+    if isinstance(error, ExplorerError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".rstrip(".") + "."
+
+
+def duration(seconds: float | None) -> str:
+    """About how long something takes; nothing where it is not known.
+
+    >>> duration(0.4), duration(12.2), duration(200), duration(None)
+    ('less than 1 s', '12 s', '3 min', '')
+    """
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return "less than 1 s"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def added_up(a: Additivity) -> str:
+    """Whether the layers' own shares add up to the whole, in a sentence."""
+    low, high = a.interval
+    if a.predicted < low:
+        verdict = "the whole is worse than its parts"
+    elif a.predicted > high:
+        verdict = "the whole is better than its parts"
+    else:
+        verdict = "errors add up"
+    return (
+        f"The layers' own shares ({a.method}) add up to {number(a.predicted)} nats, measured "
+        f"{number(a.measured)} ({number(low)} … {number(high)}): {verdict}."
+    )
 
 
 def caption(h: Histogram) -> str:

@@ -100,10 +100,17 @@ def grid(room: str) -> str:
 """
 
 
-HALVES = """
-:host { display: grid !important; min-height: 0;
-  grid-template-rows: minmax(0, 46fr) minmax(0, 54fr); grid-template-columns: minmax(0, 1fr); }
+def halves(wanted: int) -> str:
+    """Two cards below each other: the lower takes what it wants, the upper the rest, but its least.
+
+    Args:
+        wanted: the height at which nothing in the lower one scrolls, pixels.
+    """
+    return f"""
+:host {{ display: grid !important; min-height: 0; grid-template-columns: minmax(0, 1fr);
+  grid-template-rows: minmax(212px, 1fr) minmax(54%, {wanted}px); }}
 """
+
 
 TABLE = (
     TOKENS
@@ -156,6 +163,9 @@ TABLE = (
 """
 )
 
+
+# Buttons whose words do not wrap.
+ONE_LINE = {"& .MuiToggleButton-root, & .MuiButton-root": {"whiteSpace": "nowrap"}}
 
 LABEL = (
     TOKENS

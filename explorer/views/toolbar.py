@@ -40,7 +40,7 @@ class Toolbar:
         self.view = kit.row(self.preset, self.undo, self.redo, self.save, self.load, width=430, height=44)
         self.preset.param.watch(self._picked, "value")
         self.load.param.watch(self._loaded, "value")
-        state.param.watch(lambda *_: self.refresh(), "layers")
+        state.param.watch(lambda *_: self.refresh(), "revision")
         self.refresh()
 
     def _options(self) -> list[str]:
