@@ -1,5 +1,7 @@
 """Print the figures: ``python -m benchmarks [engine,memory,...] [--images N] [--models a,b] [--large]``.
 
+``python -m benchmarks peers --venvs FOLDER [--tools a,b]`` sets other tools' sensitivities beside ours.
+
 Every figure is a ratio of two things done in the same run on the same machine, beside its bound; nothing here
 passes or fails by a time, only by a result that differs.
 
@@ -14,10 +16,12 @@ import platform
 
 import torch
 
+from benchmarks.peers import TOOLS
 from benchmarks.table import print_lines
 from explorer.sources import ZOO
 
-MODULES = ("engine", "memory")
+# ``peers`` is run only when it is named: it makes environments and installs other tools in them.
+MODULES = ("engine", "memory", "calibration", "sensitivity")
 
 
 def main() -> None:
@@ -28,7 +32,10 @@ def main() -> None:
     parser.add_argument(
         "--large", action="store_true", help="networks of torchvision on images of 224 x 224 as well"
     )
+    parser.add_argument("--venvs", help="where peers makes or finds an environment for each tool")
+    parser.add_argument("--tools", default=",".join(TOOLS), help="for peers, default: %(default)s")
     options = parser.parse_args()
+    options.tools = [name for name in options.tools.split(",") if name]
     options.models = [name for name in options.models.split(",") if name]
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
