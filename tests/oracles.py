@@ -147,13 +147,14 @@ def kl(
     qmin: int,
     qmax: int,
     bins: int,
+    least: int = 3,
 ) -> float:
     """The divergence of one candidate range, bin by bin, from the definition.
 
     The histogram spans ``-absmax .. absmax``.  A bin belongs to the code whose cell holds the bin's middle, or
     is clipped.  P is the histogram with what is clipped put onto the outermost bins that are not; Q spreads
     the mass that each code holds (what is clipped left out) evenly over its bins that are not empty.  What is
-    clipped onto an empty outermost bin meets a floor of 1e-6 there.  Fewer than three bins are no range.
+    clipped onto an empty outermost bin meets a floor of 1e-6 there.  Fewer than ``least`` bins are no range.
     """
     counts = [0.0] * bins
     for value, weight in zip(values, weights, strict=True):
@@ -165,7 +166,7 @@ def kl(
         cell = math.floor(middle / scale + 0.5) + zero_point
         owner.append(cell if qmin <= cell <= qmax else None)
     inside = [index for index in range(bins) if owner[index] is not None]
-    if len(inside) < 3:
+    if len(inside) < least:
         return math.inf
     first, last = inside[0], inside[-1]
     below, above = sum(counts[:first]), sum(counts[last + 1 :])

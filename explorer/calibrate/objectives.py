@@ -3,7 +3,7 @@
 An objective is a frozen value; calling it with a :class:`Sample` and a :class:`Grid` gives the lowest and
 highest real number of each group.  Searches are vectorised over groups and candidates, in chunks, so that
 memory stays within a bound whatever the sample.  What is in bins has running sums, with which the cost of a
-candidate is a sum over codes and not over values.
+candidate is a sum over codes and not over values; the bin of an edge is computed, not searched for.
 """
 
 from __future__ import annotations
@@ -128,11 +128,18 @@ def quantile(values: Tensor, weights: Tensor | None, share: float) -> Tensor:
 # How many numbers a step of a search may hold at a time: 2 MiB of float32, some ten arrays of that size.
 _CHUNK = 1 << 19
 # A group of more values than this is binned before it is searched.
-_MOST_POINTS = 1 << 20
-# With fewer weighted points for each code it is faster to go through them than to find the edges among them.
+_MOST_POINTS = 1 << 16
+# With fewer bins for each code it is faster to go through them than through the edges between codes.
 _POINTS_A_CODE = 8
+# The divergence of a few values is taken between histograms of so many bins.
+_FEWEST_BINS = 128
 # Elements of a group of which one extreme stands for all in a bound on what is clipped.
 _BLOCK = 16
+
+
+def _widest(sample: Sample) -> float:
+    """How far the group that reaches furthest lies from zero."""
+    return float(torch.maximum(sample.maximum, -sample.minimum).clamp(min=0).max())
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ class Search(Objective):
 
     First both ends shrink together through ``count`` evenly spaced shares of the full range; then, where
     the range has two free ends, each end moves by itself; last, the neighbourhood of the best is searched
-    more finely.  The full range is the first candidate and wins ties.
+    more finely, each end by itself and both together.  The full range is the first candidate and wins ties.
     """
 
     count: int = 100
@@ -167,8 +174,8 @@ class Search(Objective):
 
     def __call__(self, sample: Sample, grid: Grid) -> Range:
         # Some groups after the other: what a search holds does not grow with the tensor.
-        width = torch.maximum(sample.maximum.clamp(min=0), -sample.minimum.clamp(max=0)).max()
-        grid = replace(grid, widest=float(width))
+        if grid.widest is None:
+            grid = replace(grid, widest=_widest(sample))
         rows = max(1, _CHUNK // self.size(sample))
         found = [self._search(part, grid) for part in sample.split(rows)]
         low, high = (torch.cat(ends) for ends in zip(*found, strict=True))
@@ -204,18 +211,21 @@ class Search(Objective):
         if two_sided:
             coarse = torch.arange(-8, 9) / 20
             for _ in range(2):
+                before = shares
                 moved = (shares[0][:, None] + coarse).clamp(0.01, 1)
                 attempt(moved, shares[1][:, None].expand_as(moved))
                 moved = (shares[1][:, None] + coarse).clamp(0.01, 1)
                 attempt(shares[0][:, None].expand_as(moved), moved)
+                if all(torch.equal(old, new) for old, new in zip(before, shares, strict=True)):
+                    break
         fine = torch.arange(-9, 10) / (10 * self.count)
-        moved = (shares[0][:, None] + fine).clamp(1e-3, 1)
         if two_sided:
+            moved = (shares[0][:, None] + fine).clamp(1e-3, 1)
             attempt(moved, shares[1][:, None].expand_as(moved))
             moved = (shares[1][:, None] + fine).clamp(1e-3, 1)
             attempt(shares[0][:, None].expand_as(moved), moved)
-        else:
-            attempt(moved, (shares[1][:, None] + fine).clamp(1e-3, 1))
+        moved = (shares[0][:, None] + fine).clamp(1e-3, 1)
+        attempt(moved, (shares[1][:, None] + fine).clamp(1e-3, 1))
         return full[0][:, 0] * shares[0], full[1][:, 0] * shares[1]
 
 
@@ -278,39 +288,125 @@ class Plain:
 
 
 @dataclass(frozen=True, eq=False)
-class Cumulated:
-    """Values in increasing order with running sums, so that what lies between two edges is a difference.
+class Spread:
+    """Bins of even width, with their values spread evenly over each, and running sums of them.
+
+    Exact zeros are left out: every range has zero among its levels.  Sums are in units of the bins.
 
     Args:
-        values: float32 ``(groups, points)``, increasing.
-        weights: float64 ``(groups, points)``.
-        sums: running sums of some functions of the points, float64 ``(groups, points + 1)`` each.
-        scale: float32 ``(groups,)``: for evenly spaced values, half the width of them all; else unused.
+        width: of the bins, float64 ``(groups, 1)``.
+        first: the left end of the first bin, in bins.
+        mass: of each bin, and 0 behind the last, float64 ``(groups, bins + 1)``.
+        below: the mass below the left end of each.
+        hinge: the sum of the distances from the left end of each to the values below it.
+        value: the sum of all values, ``(groups, 1)``.
+        square: the sum of their squares.
     """
 
-    values: Tensor
-    weights: Tensor
-    sums: tuple[Tensor, ...]
-    scale: Tensor
+    width: Tensor
+    first: int
+    mass: Tensor
+    below: Tensor
+    hinge: Tensor
+    value: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, sample: Sample) -> Spread:
+        """The bins of a sample that consists of them."""
+        assert sample.bins is not None and sample.weights is not None
+        counts = sample.weights[:, :-1].double()
+        first, points = sample.bins.first, counts.shape[1]
+        mass = torch.nn.functional.pad(counts, (0, 1))
+        below = torch.nn.functional.pad(counts.cumsum(1), (1, 0))
+        # From one end to the next all that is below comes nearer by a bin, and the bin's own by half of one.
+        hinge = torch.nn.functional.pad((below[:, :-1] + counts / 2).cumsum(1), (1, 0))
+        middle = torch.arange(points, dtype=torch.float64) + (first + 0.5)
+        moments = counts @ torch.stack([middle, middle**2 + 1 / 12], 1)
+        width = sample.bins.width[:, None]
+        return cls(width, first, mass, below, hinge, moments[:, :1], moments[:, 1:])
 
     @property
     def points(self) -> int:
-        """How many points a group has."""
-        return self.values.shape[1]
+        """How many bins a group has."""
+        return self.mass.shape[1] - 1
 
-    @staticmethod
-    def of(values: Tensor, weights: Tensor, parts: tuple[Tensor, ...], scale: Tensor) -> Cumulated:
-        sums = tuple(torch.nn.functional.pad(part.cumsum(1), (1, 0)) for part in parts)
-        return Cumulated(values, weights, sums, scale)
+    @property
+    def total(self) -> Tensor:
+        """The mass of each group, ``(groups, 1)``."""
+        return self.below[:, -1:]
+
+    def _place(self, edge: Tensor) -> tuple[Tensor, Tensor]:
+        """The bin in which each edge ``(groups, edges)``, in bins, lies, and how far inside; ``edge`` is used up."""
+        place = edge.sub_(self.first).clamp_(min=0)
+        index = place.long().clamp_(max=self.points)
+        return index, place.sub_(index)
+
+    def mass_below(self, edge: Tensor) -> Tensor:
+        """The mass below each edge ``(groups, edges)``, given in bins; ``edge`` is used up."""
+        index, inside = self._place(edge)
+        return self.below.gather(1, index).addcmul_(self.mass.gather(1, index), inside)
+
+    def hinges(self, edge: Tensor) -> Tensor:
+        """The sum of the distances from each edge ``(groups, edges)`` to the values below it; as above."""
+        index, inside = self._place(edge)
+        slope = self.below.gather(1, index).addcmul_(self.mass.gather(1, index), inside, value=0.5)
+        return self.hinge.gather(1, index).addcmul_(slope, inside)
+
+    def squared_error(self, params: QParams) -> Tensor:
+        """The sum of squared errors of each candidate, ``(groups, candidates)``.
+
+        Between neighbouring codes the squared error changes by ``2 * scale * (edge - value)``; summed over
+        the edges below a value, that takes the error of the highest code to its own.
+        """
+        code = torch.arange(params.qmin + 0.5, params.qmax, dtype=torch.float64)
+        scale = params.scale / self.width
+        edge = (code - params.zero_point[..., None]).mul_(scale[..., None])
+        top = (params.qmax - params.zero_point) * scale
+        hinges = self.hinges(edge.view(len(edge), -1)).view(edge.shape).sum(2)
+        error = self.square + top * (top * self.total - 2 * self.value) - 2 * scale * hinges
+        return error.clamp_(min=0).mul_(self.width**2)
 
 
-Prepared = Plain | Cumulated
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """Bins that reach from ``-absmax`` to ``absmax``, with running sums.
+
+    Args:
+        absmax: float32 ``(groups,)``.
+        counts: float64 ``(groups, bins)``.
+        sums: of counts, of bins that are not empty, and of ``count * log(count)``; each ``(groups, bins + 1)``.
+    """
+
+    absmax: Tensor
+    counts: Tensor
+    sums: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, counts: Tensor, absmax: Tensor) -> Counted:
+        """The running sums of some counts."""
+        parts = counts, (counts > 0).double(), torch.xlogy(counts, counts)
+        return cls(absmax, counts, tuple(torch.nn.functional.pad(part.cumsum(1), (1, 0)) for part in parts))
+
+    @property
+    def points(self) -> int:
+        """How many bins a group has."""
+        return self.counts.shape[1]
+
+
+Prepared = Plain | Spread | Counted
 
 
 def _edges(params: QParams) -> Tensor:
     """Between which real numbers each code lies, ``(groups, candidates, codes + 1)``; ties fall either way."""
     code = torch.arange(params.qmin, params.qmax + 2)
     return (code - params.zero_point[..., None] - 0.5) * params.scale[..., None]
+
+
+def _outermost(params: QParams) -> Tensor:
+    """The first and the last of :func:`_edges`, ``(groups, candidates, 2)``."""
+    ends = torch.tensor([params.qmin, params.qmax + 1])
+    return (ends - params.zero_point[..., None] - 0.5) * params.scale[..., None]
 
 
 @dataclass(frozen=True)
@@ -322,15 +418,11 @@ class MSE(Search):
         return "mse"
 
     def prepare(self, sample: Sample, grid: Grid) -> Prepared:
-        # Means of bins keep the error far below a thousandth.
         if sample.values.shape[1] > _MOST_POINTS:
-            sample = sample.binned(max(1 << 16, 16 << grid.format.bits))
+            sample = sample.binned(max(1 << 14, 16 << grid.format.bits))
         lowest, highest = grid.codes
-        if sample.weights is None or sample.values.shape[1] < _POINTS_A_CODE * (highest - lowest):
-            return Plain.of(sample)
-        values, order = sample.values.contiguous().sort(1)
-        weights, exact = sample.weights.gather(1, order).double(), values.double()
-        return Cumulated.of(values, weights, (weights, weights * exact, weights * exact**2), sample.maximum)
+        few = sample.values.shape[1] < _POINTS_A_CODE * (highest - lowest)
+        return Plain.of(sample) if sample.bins is None or few else Spread.of(sample)
 
     def size(self, sample: Sample) -> int:
         return 4 * sample.values.shape[1]
@@ -339,7 +431,10 @@ class MSE(Search):
         return edges
 
     def cost(self, sample: Prepared, params: QParams) -> Tensor:
-        return self._direct(sample, params) if isinstance(sample, Plain) else self._summed(sample, params)
+        if isinstance(sample, Plain):
+            return self._direct(sample, params)
+        assert isinstance(sample, Spread)
+        return sample.squared_error(params)
 
     @staticmethod
     def _direct(sample: Plain, params: QParams) -> Tensor:
@@ -356,25 +451,6 @@ class MSE(Search):
             best = torch.minimum(best, cost[:, index])
         return cost
 
-    @staticmethod
-    def _summed(sample: Cumulated, params: QParams) -> Tensor:
-        """From running sums of the points' count, value and square.
-
-        Between neighbouring codes the squared error changes by ``2 * scale * (edge - value)``; summed over
-        the edges below a value, that takes the error of the highest code to its own.
-        """
-        groups = len(sample.values)
-        code = torch.arange(params.qmin + 1, params.qmax + 1)
-        # In float32 the edges would lie off the middle by enough to drown the difference of two candidates.
-        edge = (code - params.zero_point[..., None] - 0.5) * params.scale[..., None].double()
-        place = torch.searchsorted(sample.values, edge.float().reshape(groups, -1))
-        count, first = (part.gather(1, place).reshape(edge.shape) for part in sample.sums[:2])
-        total, value, square = (part[:, -1:] for part in sample.sums)
-        scale = params.scale.double()
-        top = (params.qmax - params.zero_point) * scale
-        hinges = edge.mul_(count).sub_(first).sum(2)
-        return (square - 2 * top * value + top**2 * total - 2 * scale * hinges).clamp(min=0)
-
 
 @dataclass(frozen=True)
 class KL(Search):
@@ -382,8 +458,9 @@ class KL(Search):
 
     The reference gets what is clipped added to its outermost bins; the candidate spreads the mass of each
     code evenly over those of its bins that are not empty.  With as many codes as bins the divergence sees
-    no rounding, only what is clipped.  A range keeps at least three bins: one of two would have everything in
-    its outermost bins, reference and candidate alike, and look perfect.
+    no rounding, only what is clipped.  A group of few values has a coarser histogram: finer bins would hold
+    one value or none.  A range keeps at least three bins, and of a coarser histogram as many times more:
+    one of two would have everything in its outermost bins, reference and candidate alike, and look perfect.
     Source: Migacz, "8-bit inference with TensorRT" (GTC 2017).
     """
 
@@ -393,64 +470,115 @@ class KL(Search):
     def name(self) -> str:
         return "kl"
 
-    def prepare(self, sample: Sample, grid: Grid) -> Cumulated:
+    def resolution(self, points: int) -> int:
+        """How many bins the histogram of a group of ``points`` values has: about four for each value."""
+        return min(self.bins, max(_FEWEST_BINS, 1 << (4 * points - 1).bit_length()))
+
+    def least(self, bins: int) -> int:
+        """How many of ``bins`` bins a range must keep: the wider they are, the more."""
+        return 3 * self.bins // bins
+
+    def __call__(self, sample: Sample, grid: Grid) -> Range:
+        if sample.bins is not None or sample.weights is None:
+            return super().__call__(sample, grid)
+        # Padding gives a short block no finer histogram than it has by itself.
+        points = (sample.weights > 0).sum(1)
+        finest = torch.tensor([self.resolution(n) for n in range(sample.values.shape[1] + 1)])[points]
+        if grid.widest is None:
+            grid = replace(grid, widest=_widest(sample))
+        low, high = torch.empty_like(sample.minimum), torch.empty_like(sample.maximum)
+        for bins in finest.unique():
+            rows = finest == bins
+            low[rows], high[rows] = super().__call__(sample.part(rows), grid)
+        return low, high
+
+    def prepare(self, sample: Sample, grid: Grid) -> Counted:
+        bins = self._bins(sample)
         absmax = torch.maximum(-sample.minimum, sample.maximum).clamp(min=torch.finfo(torch.float32).tiny)
-        index = ((sample.values / absmax[:, None] + 1) * (self.bins / 2)).long().clamp_(0, self.bins - 1)
-        counts = torch.zeros(sample.groups, self.bins, dtype=torch.float64)
+        if sample.bins is not None:
+            return Counted.of(self._recounted(sample, absmax, bins), absmax)
+        index = ((sample.values / absmax[:, None] + 1) * (bins / 2)).long().clamp_(0, bins - 1)
+        counts = torch.zeros(sample.groups, bins, dtype=torch.float64)
         weights = torch.ones_like(sample.values) if sample.weights is None else sample.weights
-        counts.scatter_add_(1, index, weights.double())
-        middle = (torch.arange(self.bins) + 0.5) * (2 / self.bins) - 1
-        parts = counts, (counts > 0).double(), torch.xlogy(counts, counts)
-        return Cumulated.of(middle * absmax[:, None], counts, parts, absmax)
+        return Counted.of(counts.scatter_add_(1, index, weights.double()), absmax)
+
+    @staticmethod
+    def _recounted(sample: Sample, absmax: Tensor, bins: int) -> Tensor:
+        """Counts in other bins; whole ones moved over would leave some too full and some too empty."""
+        assert sample.weights is not None
+        spread = Spread.of(sample)
+        ends = (torch.arange(1, bins, dtype=torch.float64) * (2 / bins) - 1) * absmax[:, None]
+        inner = spread.mass_below(ends / spread.width)
+        below = torch.cat([torch.zeros_like(spread.total), inner, spread.total], 1)
+        counts = below.diff(dim=1).clamp_(min=0)
+        counts[:, bins // 2] += sample.weights[:, -1]
+        return counts
+
+    def _bins(self, sample: Sample) -> int:
+        """How many bins the histograms of a sample have."""
+        points = sample.values.shape[1]
+        if sample.bins is not None:
+            return self.bins
+        return self.resolution(points if sample.weights is None else int((sample.weights > 0).sum(1).max()))
 
     def size(self, sample: Sample) -> int:
-        return 4 * max(self.bins, sample.values.shape[1])
+        return 4 * max(self._bins(sample), sample.values.shape[1])
 
     def width(self, edges: int, points: int) -> int:
-        return min(edges, self.bins + 4)
+        # With more codes than bins the outermost edges are all that counts, with some numbers about each.
+        return edges if edges <= points else min(points, 32)
 
-    def _edges(self, params: QParams) -> Tensor:
+    def _edges(self, params: QParams, bins: int) -> Tensor:
         """As :func:`_edges`; of more codes than bins those near zero, beyond which wide steps leave the histogram."""
-        if params.qmax - params.qmin < self.bins:
+        if params.qmax - params.qmin < bins:
             return _edges(params)
         zero = params.zero_point[..., None]
-        code = torch.arange(-self.bins // 2 - 1, self.bins // 2 + 3)
+        code = torch.arange(-bins // 2 - 1, bins // 2 + 3)
         code = torch.maximum(torch.minimum(code, params.qmax + 1 - zero), params.qmin - zero)
         code[..., :1], code[..., -1:] = params.qmin - zero, params.qmax + 1 - zero
         return (code - 0.5) * params.scale[..., None]
 
     def cost(self, sample: Prepared, params: QParams) -> Tensor:
-        assert isinstance(sample, Cumulated)
-        groups = len(sample.values)
+        assert isinstance(sample, Counted)
+        groups, bins = sample.counts.shape
         # Where no step is wider than a bin, each code holds one bin at most and only the outermost edges count.
-        fine = (params.scale * self.bins <= 2 * sample.scale[:, None])[..., None]
-        edge = self._edges(params) / sample.scale[:, None, None]
+        fine = (params.scale * bins <= 2 * sample.absmax[:, None])[..., None]
+        edge = _outermost(params) if bool(fine.all()) else self._edges(params, bins)
+        edge = edge / sample.absmax[:, None, None]
         # The first bin whose middle is not below the edge.
-        edge = ((edge + 1) * (self.bins / 2) - 0.5).ceil_().clamp_(0, self.bins).long()
+        edge = ((edge + 1) * (bins / 2) - 0.5).ceil_().clamp_(0, bins).long()
 
         def at(table: Tensor, place: Tensor) -> Tensor:
             return table.gather(1, place.reshape(groups, -1)).reshape(place.shape)
 
-        mass, filled, entropy = (at(part, edge) for part in sample.sums)
+        ends = edge[..., [0, -1]]
+        mass, entropy = at(sample.sums[0], ends), at(sample.sums[2], ends)
         total = sample.sums[0][:, -1, None, None]
         below, above = mass[..., :1], total - mass[..., -1:]
         inside = (mass[..., -1:] - mass[..., :1]).clamp(min=1e-30)
         reference = entropy[..., -1:] - entropy[..., :1]
-        level, bins = mass.diff(dim=2), filled.diff(dim=2)
-        candidate = level / bins.clamp(min=1) / inside
-        cross = torch.xlogy(level, candidate.clamp(min=1e-300)).sum(2, keepdim=True)
-        cross = torch.where(fine, reference - torch.xlogy(inside, inside), cross)
+        cross = reference - torch.xlogy(inside, inside)
+        candidate = None
+        if not bool(fine.all()):
+            level, filled = (at(part, edge).diff(dim=2) for part in sample.sums[:2])
+            candidate = level / filled.clamp_(min=1) / inside
+            cross = torch.where(
+                fine, cross, torch.xlogy(level, candidate.clamp(min=1e-300)).sum(2, keepdim=True)
+            )
         for clipped, place in ((below, edge[..., :1]), (above, edge[..., -1:] - 1)):
-            own_count = at(sample.weights, place.clamp(0, self.bins - 1))
+            own_count = at(sample.counts, place.clamp(0, bins - 1))
             joined = own_count + clipped
             reference = reference + torch.xlogy(joined, joined) - torch.xlogy(own_count, own_count)
+            held = own_count / inside
+            if candidate is not None:
+                own = torch.searchsorted(edge, place.contiguous(), right=True).sub_(1)
+                spread = candidate.gather(2, own.clamp_(0, candidate.shape[2] - 1))
+                held = torch.where(fine, held, spread)
             # An outermost bin that held nothing before has candidate mass 0; a floor keeps the divergence finite.
-            own = torch.searchsorted(edge, place.contiguous(), right=True).sub(1).clamp(0, level.shape[2] - 1)
-            held = torch.where(fine, own_count / inside, candidate.gather(2, own))
             share = torch.where(own_count > 0, held, 0.0).clamp(min=1e-6)
             cross = cross + torch.xlogy(clipped, share)
         cost = (reference - cross) / total - total.log()
-        return torch.where(edge[..., -1:] - edge[..., :1] < 3, torch.inf, cost)[..., 0]
+        return torch.where(ends[..., -1:] - ends[..., :1] < self.least(bins), torch.inf, cost)[..., 0]
 
 
 @dataclass(frozen=True)

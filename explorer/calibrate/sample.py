@@ -2,13 +2,16 @@
 
 A weight tensor is its own sample.  Activations arrive batch by batch and are kept as a
 :class:`GrowingHistogram`, whose range grows by powers of two, so that two of them merge without moving a
-count across a bin edge: the result does not depend on how the data were cut into batches.
+count across a bin edge: as long as every value is counted, the result does not depend on how the data were
+cut into batches.  Of batches with more than ``MOST_READ`` values a group the extremes are still those of all
+values, and the shape between them is that of a systematic sample; ``Sample.share`` says how many were looked at.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,13 +23,31 @@ from explorer.formats import Granularity
 BINS = 1 << 14
 FEWEST_BINS = 1 << 11
 # The largest matrix (groups, bins) that a histogram of activations may have.
-MOST_COUNTS = 1 << 22
+MOST_COUNTS = 1 << 20
 # Below 2**-100 the width of a bin has no float32 reciprocal; such values share the two middle bins.
 LEAST_EXPONENT = -100
-# Elements that are binned at a time.
-_PART = 1 << 18
-# Elements of a batch that go through the passes of counting at a time: with their copies they fit the cache.
-_CACHED = 1 << 18
+# Of a group's values in one batch about so many go into the histogram, besides those at its ends.
+MOST_READ = 1 << 16
+# The extremes of a batch are found column by column, and some columns at each end are then counted in full.
+_COLUMNS = 1 << 11
+_TAIL = 48
+# Elements that go through the passes of counting at a time: with their copies they fit the cache.
+_CACHED = 1 << 17
+# Groups whose bins have places below 2**24 are counted together: such numbers are exact in float32.
+_MOST_PLACES = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Bins:
+    """That the points of a sample are bins of even width, but for the last, which is zero itself.
+
+    Args:
+        width: of the bins of each group, float64 ``(groups,)``.
+        first: the left end of the first bin, in bins; so zero lies between the bins ``-first - 1`` and ``-first``.
+    """
+
+    width: Tensor
+    first: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +60,8 @@ class Sample:
         minimum: float32 ``(groups,)``, exact even where the points are bins.
         maximum: float32 ``(groups,)``.
         ranges: minimum and maximum of each batch in order, float32 ``(batches, 2, groups)``.
+        bins: where the points are bins of even width, which.
+        share: the share of the values that were looked at for more than the extremes.
     """
 
     values: Tensor
@@ -46,6 +69,8 @@ class Sample:
     minimum: Tensor
     maximum: Tensor
     ranges: Tensor
+    bins: Bins | None = None
+    share: float = 1.0
 
     @classmethod
     def of(cls, tensor: Tensor, granularity: Granularity, axis: int) -> Sample:
@@ -76,39 +101,108 @@ class Sample:
             yield self
             return
         for start in range(0, self.groups, groups):
-            rows = slice(start, start + groups)
-            weights = None if self.weights is None else self.weights[rows]
-            yield Sample(
-                self.values[rows], weights, self.minimum[rows], self.maximum[rows], self.ranges[..., rows]
-            )
+            yield self.part(slice(start, start + groups))
+
+    def part(self, rows: slice | Tensor) -> Sample:
+        """The sample of some of the groups, given as a slice or a mask ``(groups,)``."""
+        return replace(
+            self,
+            values=self.values[rows],
+            weights=None if self.weights is None else self.weights[rows],
+            minimum=self.minimum[rows],
+            maximum=self.maximum[rows],
+            ranges=self.ranges[..., rows],
+            bins=None if self.bins is None else replace(self.bins, width=self.bins.width[rows]),
+        )
 
     def binned(self, bins: int) -> Sample:
-        """The same values in at most ``bins`` bins a group, each bin standing at the mean of what it holds.
-
-        Means keep the rounding error of a bin small even where a step is only a few bins wide.
-        """
-        if self.values.shape[1] <= bins:
+        """The same values, each counted, in at most ``bins`` bins a group and a point for zero."""
+        if self.values.shape[1] <= bins or self.bins is not None:
             return self
-        width = (self.maximum - self.minimum).clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-        counts, sums = (torch.zeros(self.groups, bins, dtype=torch.float64) for _ in range(2))
-        columns = max(1, _PART // self.groups)
-        none = (None,) * -(-self.values.shape[1] // columns)
-        parts = none if self.weights is None else self.weights.split(columns, 1)
-        for values, counted in zip(self.values.split(columns, 1), parts, strict=True):
-            index = ((values - self.minimum[:, None]) * (bins / width)).long().clamp_(0, bins - 1)
-            weight = torch.ones_like(values) if counted is None else counted
-            counts.scatter_add_(1, index, weight.double())
-            sums.scatter_add_(1, index, (values * weight).double())
-        means = (sums / counts.clamp(min=1e-30)).float()
-        return Sample(means, counts.float(), self.minimum, self.maximum, self.ranges)
+        tally = GrowingHistogram(self.groups, bins)
+        tally.count_all(self.values, self.weights)
+        return tally.sample()
 
 
-def _zeros(values: Tensor) -> Tensor:
-    """How many values of each row are zero, int64 ``(rows,)``; NumPy counts truths 8 times as fast as torch."""
+def _zeros(values: Tensor, weights: Tensor | None) -> Tensor:
+    """How many values of each row are zero, float64 ``(rows,)``; NumPy counts truths 8 times as fast as torch."""
     found = np.equal(values.numpy(), 0)
+    if weights is not None:
+        return torch.from_numpy(found).mul(weights).sum(1, dtype=torch.float64)
     if len(values) > 1:
-        return torch.from_numpy(np.count_nonzero(found, axis=1))
-    return torch.tensor([np.count_nonzero(found)])
+        return torch.from_numpy(np.count_nonzero(found, axis=1)).double()
+    return torch.tensor([float(np.count_nonzero(found))], dtype=torch.float64)
+
+
+def stride(count: int, wanted: int) -> int:
+    """The least step between values of which a sample of ``wanted`` of ``count`` values is taken.
+
+    It has no factor in common with ``count``, so neither with any dimension of the tensor: no row, column or
+    channel is favoured.
+
+    >>> stride(64 * 56 * 56, 1 << 14)
+    13
+    """
+    step = -(-count // wanted)
+    while math.gcd(step, count) > 1:
+        step += 1
+    return step
+
+
+@dataclass(frozen=True, eq=False)
+class _Looked:
+    """What was looked at of many values, in one pass over them.
+
+    Args:
+        low: the least of all.
+        high: the largest.
+        some: every k-th of them, float32 ``(points,)``.
+        lower: every value below it is among ``ends``.
+        upper: every value above it is among ``ends``.
+        ends: those values and some others, each once, float32 ``(points,)``.
+    """
+
+    low: float
+    high: float
+    some: Tensor
+    lower: float
+    upper: float
+    ends: Tensor
+
+    @classmethod
+    def at(cls, values: Tensor, most: int) -> _Looked:
+        """Look at some ``most`` of ``values`` ``(elements,)``.
+
+        The ends are found as those of columns; the columns that reach furthest are then taken in full.
+        """
+        row = values.numpy()
+        columns = max(_COLUMNS, row.size >> 8)
+        whole = row.size // columns * columns
+        rest = row[whole:]
+        # A multiple of what is at the ends, so that most of it lies between them.
+        step = stride(row.size, max(most, row.size >> 6))
+        lows, highs, some = [], [], []
+        size = max(1, _CACHED // columns) * columns
+        for start in range(0, whole, size):
+            part = row[start : min(start + size, whole)]
+            some.append(part[-start % step :: step])
+            table = part.reshape(-1, columns)
+            lows.append(table.min(0))
+            highs.append(table.max(0))
+        some.append(rest[-whole % step :: step])
+        least, largest = np.minimum.reduce(lows), np.maximum.reduce(highs)
+        lower = np.partition(least, _TAIL)[_TAIL]
+        upper = np.partition(largest, -_TAIL - 1)[-_TAIL - 1]
+        beyond = np.flatnonzero((least < lower) | (largest > upper))
+        ends = np.concatenate([row[:whole].reshape(-1, columns).take(beyond, axis=1).reshape(-1), rest])
+        return cls(
+            low=float(min(least.min(), rest.min(initial=np.inf))),
+            high=float(max(largest.max(), rest.max(initial=-np.inf))),
+            some=torch.from_numpy(np.concatenate(some)),
+            lower=float(lower),
+            upper=float(upper),
+            ends=torch.from_numpy(ends),
+        )
 
 
 class GrowingHistogram:
@@ -117,9 +211,15 @@ class GrowingHistogram:
     The bins of a group divide ``-2**k .. 2**k`` evenly, with the smallest k that holds every value seen.
     Exact zeros, of which a ReLU makes many, are counted apart.  Extremes are exact.
 
+    Of a batch with more than ``most`` values a group not every value is counted: every k-th one is, from the
+    first on, where k has no factor in common with the number of values, and the counts are scaled so that they
+    add up to the number of all values.  The values at both ends, a few dozen, are counted one by one all the
+    same, for what is clipped depends on them.
+
     Args:
         groups: how many groups.
         bins: how many bins a group, a multiple of 4; None takes as many as memory allows.
+        most: how many values of a group to look at in one batch; infinity for all.
 
     >>> tally = GrowingHistogram(1)
     >>> tally.add(torch.tensor([[0.0, 0.4, 3.0]]))
@@ -127,23 +227,29 @@ class GrowingHistogram:
     (3, 3.0)
     """
 
-    def __init__(self, groups: int, bins: int | None = None) -> None:
+    def __init__(self, groups: int, bins: int | None = None, most: float = MOST_READ) -> None:
         if bins is None:
             bins = max(FEWEST_BINS, min(BINS, MOST_COUNTS // max(groups, 1) // 4 * 4))
         if bins % 4:
             raise TensorError(f"A growing histogram needs a multiple of 4 bins, not {bins}.")
-        self.bins = bins
+        self.bins, self.most = bins, most
         self.exponent = torch.full((groups,), LEAST_EXPONENT, dtype=torch.int32)
-        self.counts = torch.zeros(groups, bins, dtype=torch.int64)
-        self.zeros = torch.zeros(groups, dtype=torch.int64)
+        self.counts = torch.zeros(groups, bins, dtype=torch.float64)
+        self.zeros = torch.zeros(groups, dtype=torch.float64)
         self.minimum = torch.full((groups,), torch.inf)
         self.maximum = torch.full((groups,), -torch.inf)
         self.ranges: list[Tensor] = []
+        self.values_seen = self.values_read = 0
 
     @property
     def count(self) -> Tensor:
-        """How many values each group holds, int64 ``(groups,)``."""
+        """How many values each group holds, float64 ``(groups,)``."""
         return self.counts.sum(1) + self.zeros
+
+    @property
+    def share(self) -> float:
+        """The share of the values seen that were looked at for more than the extremes."""
+        return self.values_read / max(self.values_seen, 1)
 
     @property
     def width(self) -> Tensor:
@@ -154,44 +260,102 @@ class GrowingHistogram:
         """Double the range of each group until it reaches ``2**exponent``."""
         quarter = self.bins // 4
         steps = (exponent - self.exponent).clamp(min=0)
-        empty = self.counts.sum(1) == 0
-        while bool(((steps > 0) & ~empty).any()):
-            rows = (steps > 0) & ~empty
+        steps[self.counts.sum(1) == 0] = 0
+        while bool((steps > 0).any()):
+            rows = steps > 0
             halved = self.counts[rows].reshape(-1, self.bins // 2, 2).sum(2)
             self.counts[rows] = torch.nn.functional.pad(halved, (quarter, quarter))
             steps = steps - rows.int()
         self.exponent = torch.maximum(self.exponent, exponent)
 
-    def add(self, values: Tensor) -> None:
-        """Count one batch, float32 ``(groups, elements)``."""
-        if values.shape[1] == 0:
-            return
-        # aminmax along an axis takes 20 times as long as these two.
-        low, high = values.amin(1), values.amax(1)
+    def _reach(self, low: Tensor, high: Tensor) -> None:
+        """Take note of a batch's extremes, ``(groups,)`` each, and make room for what lies between them."""
         self.minimum = torch.minimum(self.minimum, low)
         self.maximum = torch.maximum(self.maximum, high)
         self.ranges.append(torch.stack([low, high]))
+        if not bool(((low == self.minimum) | (high == self.maximum)).any()):
+            return  # No range has grown.
         # frexp gives |x| = mantissa * 2**exponent with mantissa in [0.5, 1): 2**exponent lies above |x|.
         absmax = torch.maximum(-low, high)
         wanted = torch.frexp(absmax)[1].to(torch.int32).clamp(LEAST_EXPONENT, 128)
         # Zero has the exponent 0 there, but asks for no range at all.
         self._grow(torch.where(absmax > 0, wanted, LEAST_EXPONENT))
-        groups = values.shape[0]
-        places = (1.0 / self.width).float()[:, None]
+
+    def _counted(self, values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Counts of each bin and of the zeros, which are not in them, float64 each."""
+        rows = max(1, min(_CACHED // values.shape[1], _MOST_PLACES // self.bins))
+        counts, zeros = torch.empty_like(self.counts), torch.empty_like(self.zeros)
+        for start in range(0, len(values), rows):
+            part = slice(start, start + rows)
+            weight = None if weights is None else weights[part]
+            index = self._places(values[part], part)
+            heavy = None if weight is None else weight.reshape(-1)
+            size = len(index) * self.bins
+            counts[part] = torch.bincount(index.view(-1), heavy, minlength=size).view(-1, self.bins)
+            zeros[part] = _zeros(values[part], weight)
+        counts[:, self.bins // 2] -= zeros
+        return counts, zeros
+
+    def _places(self, values: Tensor, rows: slice) -> Tensor:
+        """The bin of each value of some groups, int32, counted through from the first of the groups."""
+        groups = len(values)
+        widths = (1.0 / self.width[rows]).float()[:, None]
         # Whole numbers below 2**24 add up exactly in float32.
-        first = (torch.arange(groups, dtype=torch.float32)[:, None] * self.bins) + self.bins // 2
+        first = torch.arange(groups, dtype=torch.float32)[:, None] * self.bins + self.bins // 2
         columns = max(1, _CACHED // groups)
         index = torch.empty(values.shape, dtype=torch.int32)
         buffer = torch.empty(groups, min(columns, values.shape[1]))
-        zeros = torch.zeros(groups, dtype=torch.int64)
         for part, place in zip(values.split(columns, 1), index.split(columns, 1), strict=True):
-            scaled = torch.mul(part, places, out=buffer[:, : part.shape[1]])
+            scaled = torch.mul(part, widths, out=buffer[:, : part.shape[1]])
             place.copy_(scaled.floor_().add_(first))
-            zeros += _zeros(part)
-        counts = torch.bincount(index.view(-1), minlength=groups * self.bins)
-        self.counts += counts.view(groups, -1)
-        self.counts[:, self.bins // 2] -= zeros
+        return index
+
+    def add(self, values: Tensor) -> None:
+        """Count one batch, float32 ``(groups, elements)``, or a sample of it."""
+        if values.shape[1] == 0:
+            return
+        if values.shape[1] <= max(self.most, 2 * _COLUMNS):
+            self.count_all(values)
+        else:
+            self._count_some(values)
+
+    def count_all(self, values: Tensor, weights: Tensor | None = None) -> None:
+        """Count each value of a batch, ``weights`` times where they are given; both ``(groups, elements)``."""
+        # aminmax along an axis takes 20 times as long as these two.
+        self._reach(values.amin(1), values.amax(1))
+        counts, zeros = self._counted(values, weights)
+        self.counts += counts
         self.zeros += zeros
+        self.values_seen += values.numel()
+        self.values_read += values.numel()
+
+    def _count_some(self, values: Tensor) -> None:
+        """Count every k-th value, and each of those at the ends."""
+        looked = [_Looked.at(row, int(self.most)) for row in values]
+        self._reach(torch.tensor([row.low for row in looked]), torch.tensor([row.high for row in looked]))
+        for group, row in enumerate(looked):
+            self._count_row(group, row, values.shape[1])
+            self.values_read += len(row.some) + len(row.ends)
+        self.values_seen += values.numel()
+
+    def _count_row(self, group: int, looked: _Looked, total: int) -> None:
+        """Count some values of a group as if they were all but those at the ends."""
+        half, width = self.bins // 2, 2.0 ** (int(self.exponent[group]) + 1) / self.bins
+        sizes = [len(looked.some), len(looked.ends)]
+        scaled = torch.cat([looked.some, looked.ends]).mul_(1 / width)
+        zeros = float(_zeros(scaled[None, : sizes[0]], None))
+        index = scaled.floor_().add_(half).int().split(sizes)
+        counts, exact = (torch.bincount(part, minlength=self.bins).double() for part in index)
+        counts[half] -= zeros
+        # The bins between what is surely counted in full.
+        first, last = (math.floor(end / width) + half for end in (looked.lower, looked.upper))
+        between = slice(first, last + 1)
+        exact[between] = 0
+        counts = counts[between]
+        scale = (total - float(exact.sum())) / max(float(counts.sum()) + zeros, 1)
+        self.counts[group] += exact
+        self.counts[group, between] += counts.mul_(scale)
+        self.zeros[group] += zeros * scale
 
     def merge(self, other: GrowingHistogram) -> None:
         """Add what another histogram counted; its batches come after these.
@@ -211,6 +375,8 @@ class GrowingHistogram:
         self.minimum = torch.minimum(self.minimum, other.minimum)
         self.maximum = torch.maximum(self.maximum, other.maximum)
         self.ranges += other.ranges
+        self.values_seen += other.values_seen
+        self.values_read += other.values_read
 
     def sample(self) -> Sample:
         """The counts as weighted values at the middle of each bin, and zero itself.
@@ -220,10 +386,14 @@ class GrowingHistogram:
         """
         if not self.ranges:
             raise TensorError("No value has been observed; calibration needs at least one image.")
-        middle = (torch.arange(self.bins, dtype=torch.float64) - self.bins // 2 + 0.5) * self.width[:, None]
-        values = torch.cat([middle.float(), torch.zeros(len(middle), 1)], 1)
+        used = torch.nonzero((self.counts > 0).any(0))[:, 0]
+        start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (self.bins // 2, self.bins // 2 + 1)
+        first = start - self.bins // 2
+        middle = (torch.arange(first, stop - self.bins // 2) + 0.5) * self.width[:, None]
+        values = torch.nn.functional.pad(middle.float(), (0, 1))
         # No stand-in may lie beyond the extremes, or a range fitted to it would.
         values = values.clamp(self.minimum[:, None], self.maximum[:, None])
-        counts = torch.cat([self.counts, self.zeros[:, None]], 1).float()
-        used = (counts > 0).any(0)
-        return Sample(values[:, used], counts[:, used], self.minimum, self.maximum, torch.stack(self.ranges))
+        counts = torch.cat([self.counts[:, start:stop], self.zeros[:, None]], 1).float()
+        ranges = torch.stack(self.ranges)
+        bins = Bins(self.width, first)
+        return Sample(values, counts, self.minimum, self.maximum, ranges, bins, self.share)
