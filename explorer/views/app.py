@@ -37,7 +37,12 @@ log = logging.getLogger(__name__)
 TITLE = "Quantization Explorer"
 MAP, TIERS, BARS, FLIPS = "Sensitivity", "Estimates", "SQNR by layer", "Flips"
 # When an evaluation ends: the width of the interval of the difference to float, as a share.
-STOPS = {"all images": None, "interval ≤ 1 point": 0.01, "interval ≤ 0.5 point": 0.005}
+STOPS = {
+    "all images": None,
+    "interval ≤ 2 points": 0.02,
+    "interval ≤ 1 point": 0.01,
+    "interval ≤ 0.5 point": 0.005,
+}
 
 
 class Page:

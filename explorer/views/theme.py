@@ -91,7 +91,8 @@ def grid(room: str) -> str:
   grid-template-rows: minmax(0, 1fr);
 }}
 @container (max-width: 1180px) {{
-  :host {{ grid-template-columns: minmax(0, 1fr) 292px; grid-template-rows: 330px 700px; flex: 0 0 auto !important; }}
+  :host {{ grid-template-columns: minmax(0, 1fr) 292px; grid-template-rows: 330px 700px;
+    flex: none !important; height: max-content !important; min-height: max-content !important; }}
   .place-table {{ grid-column: 1 / -1; }}
 }}
 @container (max-width: 700px) {{

@@ -77,33 +77,58 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., P
             process.kill()
 
 
+SERVE = """
+import explorer.session as session
+from explorer.views.app import serve
+
+evaluate_steps = session.evaluate_steps
+
+def failing(engine, plan, floats, recipe, *rest):
+    if any(config.weight.format == "int7" for config in plan.configs.values()):
+        raise RuntimeError("no room for int7")
+    return evaluate_steps(engine, plan, floats, recipe, *rest)
+
+session.evaluate_steps = failing
+serve("fashion-lenet5", port={port}, show=False, images=600)
+"""
+
+
 @pytest.fixture(scope="session")
-def server(launch: Callable[..., Path]) -> str:
-    """The page of a small network on a few images, as ``python -m explorer serve`` serves it."""
+def served(launch: Callable[..., Path]) -> tuple[str, Path]:
+    """The page of a small network on a few images, and the server's log; int7 cannot be evaluated."""
     port = free_port()
-    code = (
-        f"from explorer.views.app import serve; serve('fashion-lenet5', port={port}, show=False, images=600)"
-    )
-    launch([sys.executable, "-c", code], f"http://127.0.0.1:{port}/")
-    return f"http://127.0.0.1:{port}/"
+    url = f"http://127.0.0.1:{port}/"
+    return url, launch([sys.executable, "-c", SERVE.format(port=port)], url)
+
+
+@pytest.fixture(scope="session")
+def server(served: tuple[str, Path]) -> str:
+    """Where it is."""
+    return served[0]
+
+
+@pytest.fixture(scope="session")
+def log(served: tuple[str, Path]) -> Path:
+    """What it says."""
+    return served[1]
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[object]:
-    """One browser for all tests."""
+    """One browser for all tests: what it has loaded it keeps, while each page is a session of its own."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if not path:
         pytest.skip("Chromium is neither on the path nor named by the environment variable CHROMIUM")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
+        yield browser.new_context(viewport={"width": 1440, "height": 900})
         browser.close()
 
 
 @pytest.fixture
 def new_page(chromium: object) -> Iterator[Callable[[], object]]:
-    """Open pages of separate browser sessions; afterwards none may have failed or asked another host."""
-    contexts, outside, errors = [], [], []
+    """Open pages of separate sessions; afterwards none may have failed or asked another host."""
+    pages, outside, errors = [], [], []
 
     def asked(request: object) -> None:
         url = urlparse(request.url)
@@ -111,9 +136,8 @@ def new_page(chromium: object) -> Iterator[Callable[[], object]]:
             outside.append(request.url)
 
     def open_page() -> object:
-        context = chromium.new_context(viewport={"width": 1440, "height": 900})
-        contexts.append(context)
-        page = context.new_page()
+        page = chromium.new_page()
+        pages.append(page)
         page.set_default_timeout(LONG / 2)
         page.on("request", asked)
         page.on("websocket", lambda socket: asked(socket))
@@ -121,8 +145,8 @@ def new_page(chromium: object) -> Iterator[Callable[[], object]]:
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert not outside, f"other hosts were asked: {outside[:5]}"
     assert not errors, f"errors in the page: {errors[:3]}"
 

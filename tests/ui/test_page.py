@@ -16,11 +16,14 @@ from playwright.sync_api import Locator, expect
 
 from explorer.errors import JobError
 from explorer.recipe import Recipe
+from explorer.views.app import STOPS
+from explorer.views.maps import HATCH
 
 from .conftest import LONG, free_port
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=30_000)
+WIDE = next(name for name, width in STOPS.items() if width)
 
 
 def cell(page: Any, row: int, field: str) -> Locator:
@@ -156,17 +159,111 @@ def test_sessions_do_not_see_each_others_recipe(open_page: Callable[[], Any]) ->
     expect(cell(one, 1, "w_format")).to_have_text("int8")
 
 
-def test_sensitivity_streams_in_and_both_tensors_are_drawn(open_page: Callable[[], Any]) -> None:
+def tiers(page: Any) -> dict[str, int]:
+    """How many cells of the map are drawn as estimates, as exact but open, and as done."""
+    counts = page.evaluate(
+        """() => {
+            for (const model of Bokeh.documents[0]._all_models.values())
+                if (model.type === "ColumnDataSource" && model.data.hatch) {
+                    const found = {}
+                    for (const hatch of model.data.hatch) found[hatch] = (found[hatch] || 0) + 1
+                    return found
+                }
+        }"""
+    )
+    names = {pattern: name for name, pattern in HATCH.items()}
+    return {names[pattern]: count for pattern, count in counts.items()}
+
+
+def words(page: Any) -> Locator:
+    """What the map says of itself."""
+    return page.locator(".line").first
+
+
+def test_estimates_come_by_themselves_and_give_way_to_exact_values(open_page: Callable[[], Any]) -> None:
     page = open_page()
-    page.get_by_role("button", name="Measure sensitivity").click()
-    page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_text("Stopped; hatched cells")).to_be_visible()
-    page.get_by_role("button", name="Measure sensitivity").click()
-    expect(page.get_by_text(re.compile(r"^most sensitive at int8"))).to_be_visible()
+    expect(words(page)).to_contain_text("most sensitive at int8")
+    assert set(tiers(page)) <= {"estimate", "done"}
+    page.get_by_role("button", name="Measure").click()
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    expect(page.get_by_role("button", name="Measure")).to_be_visible()
+    assert set(tiers(page)) == {"done"}
+    page.get_by_role("button", name="Estimates").click()
+    expect(
+        page.get_by_text(re.compile(r"values both estimated and exact|A point for each value"))
+    ).to_be_visible()
+    page.get_by_role("button", name="Sensitivity").click()
+    # A format does not enter the map, the granularity does; with the edit taken back it is good again.
+    pick(page, 1, "w_format", "int5")
+    expect(cell(page, 1, "w_format")).to_have_text("int5")
+    expect(words(page)).not_to_contain_text("before the edit")
+    pick(page, 1, "w_grain", "layer")
+    expect(words(page)).to_contain_text("before the edit: measure again")
+    page.get_by_role("button", name="Undo").click()
+    expect(words(page)).not_to_contain_text("before the edit")
+
+
+def test_menus_without_effect_are_off_and_each_method_draws_its_columns(open_page: Callable[[], Any]) -> None:
+    page = open_page()
+    expect(words(page)).to_contain_text("most sensitive at int8")
+    choose(page, "method", "weight")
+    for label, value in (("measure", "sqnr"), ("tensor", "weight")):
+        menu = page.get_by_role("combobox", name=label)
+        expect(menu).to_have_text(value)
+        expect(menu).to_have_attribute("aria-disabled", "true")
+    choose(page, "method", "leave_one_out")
+    expect(page.get_by_role("combobox", name="tensor")).not_to_have_attribute("aria-disabled", "true")
+    page.get_by_role("button", name="Measure").click()
+    expect(words(page)).to_contain_text("most sensitive (left out)")
+    page.get_by_role("button", name="Stop").or_(page.get_by_role("button", name="Measure")).click()
     page.get_by_role("button", name="input", exact=True).click()
     expect(caption(page)).to_contain_text("uint8 layer asym mse")
     page.get_by_role("button", name="SQNR by layer").click()
     expect(page.get_by_text("input (once evaluated)")).to_be_visible()
+
+
+def test_flips_are_shown_and_an_evaluation_stops_when_it_is_narrow(open_page: Callable[[], Any]) -> None:
+    page = open_page()
+    page.locator("[data-press=flips]").click()
+    expect(page.get_by_text(re.compile("No image changed|lost|won")).first).to_be_visible()
+    for row in (1, 2):
+        pick(page, row, "w_format", "int2")
+    expect(page.locator("h4 .lost")).to_be_visible()
+    expect(page.get_by_text("and ").filter(has_text=" more").first).to_be_visible()
+    pictures = page.locator("figure img")
+    expect(pictures.first).to_be_visible()
+    assert pictures.first.evaluate("image => image.naturalWidth") == 28
+    expect(page.locator("figcaption").first).to_contain_text("→")
+    expect(page.locator(".sum")).to_contain_text("add up to")
+    choose(page, "recipe", "w8a8")
+    choose(page, "stop at", WIDE)
+    expect(page.get_by_text("narrow enough, the interval is")).to_be_visible()
+    expect(card(page, "Top-1")).to_contain_text("narrow enough at")
+
+
+def test_a_job_that_fails_keeps_the_last_result_and_says_what_failed(open_page: Callable[[], Any]) -> None:
+    page = open_page()
+    value = card(page, "Top-1").locator(".value").inner_text()
+    # The server of these tests cannot evaluate int7.
+    pick(page, 0, "w_format", "int7")
+    alert = page.get_by_role("alert").filter(
+        has_text="The evaluation failed: RuntimeError: no room for int7."
+    )
+    expect(alert).to_contain_text("What is shown is the last that was evaluated.")
+    expect(card(page, "Top-1").locator(".value")).to_have_text(value)
+    expect(card(page, "Top-1")).to_contain_text("stale")
+    expect(cell(page, 0, "w_format")).to_have_text("int7")
+
+
+def test_a_browser_that_leaves_leaves_no_trace(new_page: Callable[[], Any], server: str, log: Path) -> None:
+    page = new_page()
+    page.goto(server)
+    pick(page, 0, "w_format", "int3")
+    page.close()
+    page = new_page()
+    page.goto(server)
+    page.get_by_text("Evaluated on 600 images").wait_for()
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_port_in_use_is_one_sentence(server: str) -> None:
