@@ -10,15 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from torch import Tensor, nn
 
 from explorer.calibrate import Sample, fit
 from explorer.errors import DataError, SchemeError, TensorError
 from explorer.formats import CONVENTIONS, granularity
 from explorer.graph import Batch, Calibration, Engine, Graph, Layer, Store, plan
-from explorer.graph.walk import run
 from explorer.graph.engine import Plan
 from explorer.graph.fakequant import quantize_activation
+from explorer.graph.walk import run
 from explorer.recipe import Recipe, TensorScheme
 from explorer.tensor import apply, fake_quantize
 from tests import strategies
@@ -304,6 +305,94 @@ def test_results_do_not_share_memory_with_what_is_kept() -> None:
 def test_batch_size_is_bounded() -> None:
     for build in SHAPES:
         assert 8 <= Engine(captured(build), Store(1)).batch_size() <= 200
+
+
+class Editing(RuleBasedStateMachine):
+    """Any sequence of what a session does: warm is cold, and only what nobody has computed yet is computed.
+
+    The model of the store is a set of nodes with the schemes of all layers upstream, without keys or digests.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: list[Recipe] = []
+        self.held: set[tuple[str, tuple[str, ...]]] = set()
+
+    @initialize(build=st.sampled_from([Residual, Attention]))
+    def begin(self, build: Build) -> None:
+        self.build, self.graph, self.batch = build, captured(build), batch_of(build)
+        self.engine = Engine(self.graph, Store(LARGE))
+        self.history = [W8A8]
+        self.look(W8A8)
+
+    def made_under(self, node: str, recipe: Recipe) -> tuple[str, tuple[str, ...]]:
+        """A node and all that its value depends on besides the images."""
+        layers = [self.graph.by_layer[name] for name in sorted(self.graph.upstream(node))]
+        schemes = (
+            f"{config.weight.key if layer.weight else ''}/{config.input.key}"
+            for layer in layers
+            for config in [recipe.config(layer.name)]
+        )
+        return node, tuple(schemes)
+
+    def look(self, recipe: Recipe, keep: bool = True) -> None:
+        """Evaluate a recipe: the value is the cold one, and nothing that is held was computed."""
+        missing, pending = set(), [self.graph.output]
+        while pending:
+            node = pending.pop()
+            new = node in self.graph.by_name and node not in missing
+            if new and self.made_under(node, recipe) not in self.held:
+                missing.add(node)
+                pending += self.graph.by_name[node].inputs
+        self.engine.computed.clear()
+        result = self.engine.run(planned(self.build, recipe), self.batch, keep=keep)[self.graph.output]
+        assert torch.equal(result, cold(self.build, recipe, self.batch))
+        assert self.engine.computed == Counter(missing)
+        if keep:
+            self.held |= {self.made_under(node, recipe) for node in missing & self.graph.worth_keeping}
+
+    @rule(data=st.data(), tensor=st.sampled_from(["weight", "input"]))
+    def edit(self, data: st.DataObject, tensor: str) -> None:
+        """One layer is changed; below it all is computed, but for what was there before."""
+        layer = data.draw(st.sampled_from(layer_names(self.build)))
+        fields = data.draw(st.sampled_from(WEIGHT_EDITS if tensor == "weight" else INPUT_EDITS))
+        for recipe in edited(self.history[-1], [(layer, tensor, fields)]):
+            self.look(recipe)
+            assert set(self.engine.computed) <= self.graph.descendants(layer)
+            self.history.append(recipe)
+
+    @rule()
+    def undo(self) -> None:
+        """The recipe before is there; after an eviction it is computed again."""
+        if len(self.history) > 1:
+            self.history.pop()
+            self.look(self.history[-1])
+
+    @rule(data=st.data())
+    def leave_one_out(self, data: st.DataObject) -> None:
+        layer = data.draw(st.sampled_from(layer_names(self.build)))
+        self.look(
+            self.history[-1].with_layer(layer, weight={"format": "fp32"}, input={"format": "fp32"}), False
+        )
+
+    @rule(format=st.sampled_from(["int8", "int4", "int2"]))
+    def sweep(self, format: str) -> None:
+        """One layer at a time in the float network, nothing kept."""
+        floats = Recipe.preset("fp32")
+        self.look(floats)
+        for layer in layer_names(self.build):
+            self.look(floats.with_layer(layer, weight={"format": format, "mode": "static"}), False)
+
+    @rule()
+    def evict(self) -> None:
+        """Everything goes; the next look computes it all."""
+        self.engine.store.clear()
+        self.held.clear()
+        self.look(self.history[-1])
+
+
+TestEditing = Editing.TestCase
+TestEditing.settings = settings(max_examples=6, stateful_step_count=8, deadline=None)
 
 
 # --- activations --------------------------------------------------------------------------------------------
