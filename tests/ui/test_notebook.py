@@ -62,3 +62,10 @@ def test_the_page_in_a_notebook(
     page.locator(".tabulator-edit-list-item").get_by_text("int2", exact=True).click()
     expect(page.locator(".caption")).to_contain_text("int2 channel sym minmax", timeout=LONG)
     expect(page.locator(".card").first).to_contain_text("%", timeout=LONG)
+    # A click on the map chooses a layer here as well.
+    expect(page.get_by_text("most sensitive at").first).to_be_visible(timeout=LONG)
+    figure = page.locator(".bk-Canvas").nth(1)
+    figure.scroll_into_view_if_needed()
+    box = figure.bounding_box()
+    figure.click(position={"x": 0.6 * box["width"], "y": box["height"] - 8})
+    expect(page.locator(".head")).to_have_text("ip2", timeout=LONG)
