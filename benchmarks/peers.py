@@ -47,10 +47,12 @@ class Tool:
 
 TOOLS = {
     "nncf": Tool(("nncf",), "its int8 weight quantizers one at a time, KL"),
-    # It needs requests without saying so.
-    "modelopt": Tool(("nvidia-modelopt", "requests"), "auto_quantize by KL"),
+    # What comes after the first they need without saying so.
+    "modelopt": Tool(("nvidia-modelopt", "requests", "huggingface_hub"), "auto_quantize by KL"),
     "aimet": Tool(("aimet-torch",), "QuantAnalyzer, quantizers enabled one at a time, outputs 16 bits, KL"),
-    "mct": Tool(("model-compression-toolkit",), "mixed precision's own distance of activations"),
+    "mct": Tool(
+        ("model-compression-toolkit", "torchvision"), "mixed precision's own distance of activations"
+    ),
     "torchao": Tool((), "n shadows: SQNR of the layer's own output, weights and activations int8"),
 }
 

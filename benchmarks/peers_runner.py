@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
@@ -43,13 +44,12 @@ def scores(model: nn.Module, images: Tensor) -> Tensor:
 
 def nncf(model: nn.Module, calibration: Tensor, evaluation: Tensor) -> Values:
     """NNCF's int8 weight quantizers switched on one at a time; its own ranking knows OpenVINO and ONNX only."""
+    # It compiles operators when they are first used, which takes minutes on a busy machine.
+    os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", "0")
     import nncf as tool
 
     floats = scores(model, evaluation)
-    weights = {tuple(p.shape): [] for p in model.parameters() if p.dim() > 1}  # type: ignore[var-annotated]
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            weights[tuple(module.weight.shape)].append(name)
+    layers = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     data = tool.Dataset([part for part in calibration.split(BATCH)])
     quantized = tool.quantize(
         model, data, subset_size=len(calibration) // BATCH + 1, fast_bias_correction=None
@@ -59,13 +59,12 @@ def nncf(model: nn.Module, calibration: Tensor, evaluation: Tensor) -> Values:
         module.disable_quantization()
     found = {}
     for name, module in quantizers.items():
-        # A hook's name holds the layer's, with colons for dots, and the port: 1 is the weight's.
-        layer = name.split("post_hooks.")[-1].split("pre_hooks.")[-1].split("__weight")[0].replace(":", ".")
-        if "weight" not in name:
-            continue
-        module.enable_quantization()
-        found[layer.removesuffix(".weight")] = divergence(quantized, evaluation, floats)
-        module.disable_quantization()
+        # A hook's name holds the weight's, with colons for dots.
+        layer = next((known for known in layers if f"{known}.weight" in name.replace(":", ".")), None)
+        if layer is not None:
+            module.enable_quantization()
+            found[layer] = divergence(quantized, evaluation, floats)
+            module.disable_quantization()
     return {"int8": found}
 
 
