@@ -504,6 +504,16 @@ PRESETS: dict[str, Preset] = {
         TensorScheme(),
         TensorScheme("uint8", "layer", symmetric=False, mode="dynamic"),
     ),
+    "fp8": _preset(
+        "8-bit float (e4m3) weights by channel and activations",
+        TensorScheme("fp8_e4m3"),
+        TensorScheme("fp8_e4m3", "layer"),
+    ),
+    "nf4a16": _preset(
+        "4-bit normal-float weights in blocks of 64, 16-bit activations",
+        TensorScheme("nf4", "subchannel:64"),
+        _A16,
+    ),
     "fp16": _preset("16-bit float weights and activations", TensorScheme("fp16"), TensorScheme("fp16")),
     "bf16": _preset("bfloat16 weights and activations", TensorScheme("bf16"), TensorScheme("bf16")),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from explorer.calibrate import Objective, objective
@@ -15,6 +15,7 @@ from explorer.formats import (
     Granularity,
     Grid,
     IntegerFormat,
+    LevelFormat,
     convention,
     format_named,
     granularity,
@@ -76,6 +77,8 @@ class TensorScheme:
         object.__setattr__(self, "objective", goal.name)
         if self.off:
             return
+        if isinstance(self.number, LevelFormat):
+            self._check_levels()
         if self.narrow is not None and not (self.symmetric and self.scaled):
             raise SchemeError(
                 "The field 'narrow' has an effect on symmetric integer formats only; "
@@ -94,6 +97,19 @@ class TensorScheme:
             raise SchemeError(
                 f"Dynamic ranges are taken for each example or each position, not by {self.granularity!r}; "
                 "use granularity: layer or token, or mode: static."
+            )
+
+    def _check_levels(self) -> None:
+        """Refuse what only integers can be."""
+        if not self.symmetric:
+            raise SchemeError(
+                f"The format {self.format!r} has no zero point, so its range cannot be asymmetric; "
+                "set symmetric: true, or take an integer format such as uint8."
+            )
+        if self.convention != "onnx" or self.narrow is not None:
+            raise SchemeError(
+                f"The fields 'convention' and 'narrow' have an effect on integer formats only, not on "
+                f"{self.format!r}; leave them out."
             )
 
     @property
@@ -134,7 +150,7 @@ class TensorScheme:
             SchemeError: when the format has no scale.
         """
         number = self.number
-        if not isinstance(number, IntegerFormat):
+        if not isinstance(number, IntegerFormat | LevelFormat):
             raise SchemeError(f"The format {self.format!r} is used as it is and has no scale.")
         return Grid(number, self.symmetric, convention(self.convention), self.narrow, SCALES[self.scale])
 
@@ -148,6 +164,20 @@ class TensorScheme:
         if not self.scaled:
             return self.number.name
         return json.dumps({f.name: getattr(self, f.name) for f in fields(self)}, sort_keys=True)
+
+    def with_format(self, name: str) -> TensorScheme:
+        """This scheme with another format, switched on; what that format cannot be becomes what it can be.
+
+        >>> TensorScheme("uint8", "layer", symmetric=False, mode="off").with_format("fp8_e4m3").describe()
+        'fp8_e4m3 layer sym minmax'
+        """
+        number = format_named(name)
+        if not number.scaled:
+            return TensorScheme(name)
+        mode = "static" if self.mode == "off" else self.mode
+        if isinstance(number, LevelFormat):
+            return replace(self, format=name, mode=mode, symmetric=True, convention="onnx", narrow=None)
+        return replace(self, format=name, mode=mode)
 
     def describe(self) -> str:
         """A short text for tables.

@@ -13,6 +13,7 @@ from explorer.calibrate import Sample, fit
 from explorer.errors import SchemeError, TensorError
 from explorer.formats import (
     FloatFormat,
+    LevelFormat,
     QParams,
     check_finite,
     decode,
@@ -79,7 +80,8 @@ class Quantized:
             return number.decode(self.codes)
         grain, shape = self.scheme.grain, self.codes.shape
         scale = grain.expand(self.scale.reshape(-1), shape, self.axis)
-        return decode(self.codes, scale, grain.expand(self.zero_point.reshape(-1), shape, self.axis))
+        zero_point = grain.expand(self.zero_point.reshape(-1), shape, self.axis)
+        return decode(self.codes, scale, zero_point, number if isinstance(number, LevelFormat) else None)
 
     def pack(self) -> bytes:
         """The codes in as few bytes as they take; scales and zero points are not among them."""

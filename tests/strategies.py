@@ -18,10 +18,12 @@ from torch import Tensor
 
 from explorer.calibrate import OBJECTIVES
 from explorer.errors import SchemeError
-from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES, SCALES
+from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES, SCALES, IntegerFormat, LevelFormat
 from explorer.recipe import MODES, TENSORS, LayerConfig, Recipe, TensorScheme
 
 SCALED = tuple(name for name, number in FORMATS.items() if number.scaled)
+INTEGERS = tuple(name for name, number in FORMATS.items() if isinstance(number, IntegerFormat))
+LEVELS = tuple(name for name, number in FORMATS.items() if isinstance(number, LevelFormat))
 FLOATING = tuple(name for name, number in FORMATS.items() if not number.scaled)
 
 

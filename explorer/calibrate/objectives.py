@@ -18,7 +18,7 @@ from torch import Tensor
 
 from explorer.calibrate.sample import Sample
 from explorer.errors import SchemeError
-from explorer.formats import Grid, QParams, entry_named, fake_quantize_
+from explorer.formats import Grid, LevelFormat, QParams, entry_named, fake_quantize_
 
 Range = tuple[Tensor, Tensor]
 
@@ -399,12 +399,16 @@ Prepared = Plain | Spread | Counted
 
 def _edges(params: QParams) -> Tensor:
     """Between which real numbers each code lies, ``(groups, candidates, codes + 1)``; ties fall either way."""
+    if params.levels is not None:
+        return params.levels.edges * params.scale[..., None]
     code = torch.arange(params.qmin, params.qmax + 2)
     return (code - params.zero_point[..., None] - 0.5) * params.scale[..., None]
 
 
 def _outermost(params: QParams) -> Tensor:
     """The first and the last of :func:`_edges`, ``(groups, candidates, 2)``."""
+    if params.levels is not None:
+        return _edges(params)[..., [0, -1]]
     ends = torch.tensor([params.qmin, params.qmax + 1])
     return (ends - params.zero_point[..., None] - 0.5) * params.scale[..., None]
 
@@ -422,7 +426,9 @@ class MSE(Search):
             sample = sample.binned(max(1 << 14, 16 << grid.format.bits))
         lowest, highest = grid.codes
         few = sample.values.shape[1] < _POINTS_A_CODE * (highest - lowest)
-        return Plain.of(sample) if sample.bins is None or few else Spread.of(sample)
+        # Running sums know of even steps only.
+        plain = sample.bins is None or few or isinstance(grid.format, LevelFormat)
+        return Plain.of(sample) if plain else Spread.of(sample)
 
     def size(self, sample: Sample) -> int:
         return 4 * sample.values.shape[1]
@@ -530,7 +536,7 @@ class KL(Search):
 
     def _edges(self, params: QParams, bins: int) -> Tensor:
         """As :func:`_edges`; of more codes than bins those near zero, beyond which wide steps leave the histogram."""
-        if params.qmax - params.qmin < bins:
+        if params.qmax - params.qmin < bins or params.levels is not None:
             return _edges(params)
         zero = params.zero_point[..., None]
         code = torch.arange(-bins // 2 - 1, bins // 2 + 3)
@@ -543,6 +549,8 @@ class KL(Search):
         groups, bins = sample.counts.shape
         # Where no step is wider than a bin, each code holds one bin at most and only the outermost edges count.
         fine = (params.scale * bins <= 2 * sample.absmax[:, None])[..., None]
+        if params.levels is not None:
+            fine = torch.zeros_like(fine)
         edge = _outermost(params) if bool(fine.all()) else self._edges(params, bins)
         edge = edge / sample.absmax[:, None, None]
         # The first bin whose middle is not below the edge.

@@ -11,6 +11,7 @@ from explorer.errors import SchemeError, unknown
 from explorer.formats.base import MOST_VALUES, Format, IntegerFormat, check_finite, entry_named
 from explorer.formats.floating import FloatFormat
 from explorer.formats.granularity import GRANULARITIES, Channel, Granularity, granularity
+from explorer.formats.levels import LEVEL_FORMATS, LevelFormat
 from explorer.formats.packing import pack, packed_bytes, unpack
 from explorer.formats.uniform import (
     CONVENTIONS,
@@ -38,6 +39,7 @@ __all__ = [
     "Granularity",
     "Grid",
     "IntegerFormat",
+    "LevelFormat",
     "QParams",
     "ScaleRule",
     "check_finite",
@@ -65,6 +67,7 @@ FORMATS: dict[str, Format] = {
         f"uint{bits}": IntegerFormat(f"uint{bits}", bits, f"unsigned integer of {bits} bits, scaled", False)
         for bits in range(2, 17)
     },
+    **LEVEL_FORMATS,
 }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from explorer.errors import SchemeError, unknown
 from explorer.formats.base import IntegerFormat
+from explorer.formats.levels import LevelFormat
 
 TINY = float(torch.finfo(torch.float32).tiny)
 # Elements that a thread takes through all passes at a time in tensors that do not fit the cache.
@@ -106,11 +107,11 @@ SCALES: dict[str, ScaleRule] = {
 class Grid:
     """A family of level sets, from which a range picks one.
 
-    Raises:
-        SchemeError: when the format has no integer codes.
+    A format that is a list of levels has no zero point: its ranges are symmetric, and the largest magnitude
+    goes to its last level.
     """
 
-    format: IntegerFormat
+    format: IntegerFormat | LevelFormat
     symmetric: bool = True
     convention: Convention = CONVENTIONS["onnx"]
     narrow: bool | None = None
@@ -122,12 +123,16 @@ class Grid:
 
     def settle(self, minimum: Tensor) -> Grid:
         """The grid for a tensor whose smallest values (groups,) are known."""
+        if isinstance(self.format, LevelFormat):
+            return self
         positive = self.symmetric and self.convention.unsigned and bool((minimum >= 0).all())
         return replace(self, positive=positive)
 
     @property
     def codes(self) -> tuple[int, int]:
         """The lowest and the highest code."""
+        if isinstance(self.format, LevelFormat):
+            return 0, (1 << self.format.bits) - 1
         low, high = self.format.lowest, self.format.highest
         if not self.symmetric:
             return low, high
@@ -139,7 +144,9 @@ class Grid:
     @property
     def centre(self) -> int:
         """The zero point of a symmetric range."""
-        return 0 if self.positive or self.format.signed else 1 << (self.format.bits - 1)
+        if self.positive or isinstance(self.format, LevelFormat) or self.format.signed:
+            return 0
+        return 1 << (self.format.bits - 1)
 
     def params(self, low: Tensor, high: Tensor) -> QParams:
         """The parameters for the ranges ``low``..``high`` (groups,), each widened to hold zero."""
@@ -154,13 +161,18 @@ class Grid:
 
     def _finish(self, scale: Tensor, zero_point: Tensor) -> QParams:
         scale = self.scale(scale.clamp(min=self.convention.floor))
-        lowest, highest = self.codes
-        return QParams(scale, zero_point, lowest, highest, self.convention.reciprocal)
+        return self._made(scale, zero_point)
+
+    def _made(self, scale: Tensor, zero_point: Tensor) -> QParams:
+        levels = self.format if isinstance(self.format, LevelFormat) else None
+        return QParams(scale, zero_point, *self.codes, self.convention.reciprocal, levels)
 
     def _symmetric(self, low: Tensor, high: Tensor) -> QParams:
         _, highest = self.codes
         absmax = torch.maximum(-low, high)
-        if self.positive:
+        if isinstance(self.format, LevelFormat):
+            steps = self.format.highest
+        elif self.positive:
             steps = float(highest)
         elif self.convention.halves:
             steps = ((1 << self.format.bits) - 1) / 2
@@ -183,7 +195,7 @@ class Grid:
         scale = self.scale(scale.clamp(min=self.convention.floor))
         # The lowest code is even, so rounding the quotient alone is the same and does not round twice.
         zero_point = (lowest - torch.round(low / scale)).clamp(lowest, highest).to(torch.int32)
-        return QParams(scale, zero_point, lowest, highest, self.convention.reciprocal)
+        return self._made(scale, zero_point)
 
     def constant(self, value: Tensor) -> QParams:
         """Parameters that reproduce one number a group, ``value`` (groups,), exactly."""
@@ -196,7 +208,7 @@ class Grid:
         else:
             zero_point = torch.where(value < 0, highest, torch.where(value > 0, lowest, max(lowest, 0)))
             zero_point = zero_point.to(torch.int32)
-        return QParams(self.scale(scale), zero_point, lowest, highest, self.convention.reciprocal)
+        return self._made(self.scale(scale), zero_point)
 
 
 def _snap(low: Tensor, high: Tensor, steps: float) -> tuple[Tensor, Tensor]:
@@ -223,6 +235,7 @@ class QParams:
         qmin: the lowest code.
         qmax: the highest code.
         reciprocal: multiply by ``1 / scale`` instead of dividing (they differ in the last bit).
+        levels: the list of levels, where codes are not the integers themselves.
     """
 
     scale: Tensor
@@ -230,10 +243,13 @@ class QParams:
     qmin: int
     qmax: int
     reciprocal: bool = False
+    levels: LevelFormat | None = None
 
     @property
     def clip(self) -> tuple[Tensor, Tensor]:
         """The lowest and highest real value of each group, float32 ``(groups,)``."""
+        if self.levels is not None:
+            return self.scale * self.levels.lowest, self.scale * self.levels.highest
         return self.scale * (self.qmin - self.zero_point), self.scale * (self.qmax - self.zero_point)
 
     @cached_property
@@ -269,11 +285,15 @@ class QParams:
 def encode(values: Tensor, scale: Tensor, zero_point: Tensor, params: QParams) -> Tensor:
     """Codes of ``values``, int32; ``scale`` and ``zero_point`` broadcast against them."""
     unit = values * (1.0 / scale) if params.reciprocal else values / scale
+    if params.levels is not None:
+        return params.levels.encode(unit)
     return unit.round_().add_(zero_point).clamp_(params.qmin, params.qmax).to(torch.int32)
 
 
-def decode(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Real values of ``codes``, float32."""
+def decode(codes: Tensor, scale: Tensor, zero_point: Tensor, levels: LevelFormat | None = None) -> Tensor:
+    """Real values of ``codes``, float32; of a list of ``levels``, where codes are not the integers themselves."""
+    if levels is not None:
+        return levels.decode(codes).mul_(scale)
     return (codes - zero_point).float().mul_(scale)
 
 
@@ -285,6 +305,10 @@ def fake_quantize_(
     ``scale`` and ``zero_point`` broadcast against ``values``; ``out`` has the shape of ``values``.
     """
     out = torch.empty_like(values) if out is None else out
+    if params.levels is not None:
+        for part, result, step in _pieces(values, out, scale):
+            torch.mul(params.levels.round(part / step), step, out=result)
+        return out
     if zero_point.numel() == 1:
         zero = int(zero_point)
         bounds: tuple[float, float] | None = (params.qmin - zero, params.qmax - zero)

@@ -68,6 +68,8 @@ def _edges(low: float, high: float, bins: int) -> np.ndarray:
 def _levels(params: QParams | None, scheme: TensorScheme, low: float, high: float) -> np.ndarray:
     if params is not None:
         widest = int((params.clip[1] - params.clip[0]).argmax())
+        if params.levels is not None:
+            return params.levels.values * float(params.scale[widest])
         if params.qmax - params.qmin >= MOST_VALUES:
             return np.empty(0)
         code = np.arange(params.qmin, params.qmax + 1) - int(params.zero_point[widest])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ import pandas as pd
 from torch import Tensor
 
 from explorer.errors import SchemeError, unknown
-from explorer.formats import FORMATS, format_named
+from explorer.formats import FORMATS
 from explorer.graph import Batch, Calibration, Engine, Layer, Plan, plan
 from explorer.recipe import Recipe, TensorScheme
 from explorer.study.evaluate import Examples
@@ -65,7 +65,9 @@ def rows_for(layers: Iterable[Layer], formats: Sequence[str], tensor: str, recip
     for layer in layers:
         schemes = _schemes(layer, tensor, recipe)
         for name in formats:
-            changed = {key: _with_format(scheme, name) for key, scheme in schemes.items()}
+            changed = {
+                key: scheme if name == OWN else scheme.with_format(name) for key, scheme in schemes.items()
+            }
             if any(not scheme.off for scheme in changed.values()) or (changed and name != OWN):
                 rows.append(Row(layer.name, name, Recipe.preset("fp32").with_layer(layer.name, **changed)))
     return rows
@@ -92,15 +94,6 @@ def _schemes(layer: Layer, tensor: str, recipe: Recipe) -> dict[str, TensorSchem
     if tensor in ("input", "both") and layer.inputs:
         found["input"] = config.input
     return found
-
-
-def _with_format(scheme: TensorScheme, name: str) -> TensorScheme:
-    """The scheme with another format, switched on."""
-    if name == OWN:
-        return scheme
-    if not format_named(name).scaled:
-        return TensorScheme(name)
-    return replace(scheme, format=name, mode="static" if scheme.mode == "off" else scheme.mode)
 
 
 @dataclass(frozen=True, eq=False)

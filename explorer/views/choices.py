@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from explorer.calibrate import OBJECTIVES
-from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES
+from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES, LevelFormat
 from explorer.recipe import MODES, PRESETS
 
 # The numbers that are offered for entries of the tables that take one; any other can be typed in the inspector.
@@ -80,4 +80,7 @@ def consequences(field: str, value: object) -> dict[str, object]:
     """
     if field == "mode" and value == "dynamic":
         return {"mode": value, "objective": "minmax", "granularity": "layer"}
+    if field == "format" and isinstance(FORMATS.get(str(value)), LevelFormat):
+        # A list of levels has no zero point and no integers for a convention to differ in.
+        return {"format": value, "symmetric": True, "convention": "onnx", "narrow": None}
     return {field: value}

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from explorer.calibrate import OBJECTIVES
-from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES
+from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES, LevelFormat
 from explorer.recipe import MODES, TensorScheme
 from explorer.views import choices, kit, theme
 from explorer.views.state import PageState
@@ -123,6 +123,8 @@ class TensorControls:
         self.percent.visible = bool(OBJECTIVES[self.goal.value].parameter)
         for widget in (self.symmetric, self.grain, self.size, self.goal, self.percent, self.convention):
             widget.disabled = not scheme.scaled
+        if isinstance(scheme.number, LevelFormat):
+            self.symmetric.disabled = self.convention.disabled = True
         self.format.disabled = scheme.mode == "off"
 
 

@@ -18,7 +18,7 @@ from explorer.recipe import TensorScheme
 from explorer.tensor import fake_quantize, fit_tensor, quantize
 from tests import oracles, strategies
 from tests.laws.cases import TENSORS
-from tests.strategies import SCALED
+from tests.strategies import INTEGERS
 
 ORDINARY = ("normal", "convolution", "positive", "negative", "heavy", "vector", "far-apart", "off-centre")
 SYMMETRIES = pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
@@ -36,7 +36,7 @@ def draws(count: int, seed: int) -> torch.Tensor:
     return torch.randn(count, 12, generator=draw) * torch.exp(4 * torch.randn(count, 1, generator=draw))
 
 
-@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("name", INTEGERS)
 @pytest.mark.parametrize("kind", CONVENTIONS)
 @SYMMETRIES
 def test_parameters_in_fractions(name: str, kind: str, symmetric: bool) -> None:
@@ -126,7 +126,7 @@ def test_nncf_ranges_of_near_zero_groups_are_lifted() -> None:
         assert params.scale.tolist() == pytest.approx([largest / 127, floor / 127], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("name", INTEGERS)
 def test_nncf_moves_one_border_so_that_zero_is_a_level(name: str) -> None:
     """Both ends of the range stay inside the clip, and zero falls on the grid without shifting it."""
     tensor = draws(40, seed=3).clamp(-1e3, 1e3)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor
 
+from explorer.calibrate import GrowingHistogram, fit
 from explorer.errors import SchemeError, TensorError
 from explorer.formats import (
     CONVENTIONS,
@@ -18,6 +20,7 @@ from explorer.formats import (
     SCALES,
     FloatFormat,
     IntegerFormat,
+    LevelFormat,
     check_finite,
     format_named,
 )
@@ -25,7 +28,7 @@ from explorer.recipe import TensorScheme
 from explorer.tensor import apply, fake_quantize, fit_tensor, quantize
 from tests import oracles, strategies
 from tests.laws.cases import TENSORS, faked, fitted, quantized
-from tests.strategies import AXES, FLOATING, SCALED, SCHEMES, TENSOR_KINDS, label
+from tests.strategies import AXES, FLOATING, INTEGERS, LEVELS, SCHEMES, TENSOR_KINDS, label
 
 by_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=label)
 
@@ -117,7 +120,12 @@ def test_error_is_at_most_half_a_step(scheme: TensorScheme) -> None:
         # Quotient, reciprocal and product round once each: three units in the last place of the number.
         slack = 3 * torch.finfo(torch.float32).eps * rows.abs() + 1e-44
         error = (result - rows).abs()
-        assert bool((error <= scale / 2 + slack)[inside].all()), name
+        half = scale / 2
+        if params.levels is not None:
+            # No level is nearer than the one that was taken.
+            levels = torch.from_numpy(params.levels.values) * scale[..., None]
+            half = (rows[..., None] - levels).abs().amin(2)
+        assert bool((error <= half + slack)[inside].all()), name
         border = torch.where(rows < low, low, high)
         assert bool((result == border)[~inside].all()), name
 
@@ -167,7 +175,11 @@ def test_every_listed_value_is_representable(name: str) -> None:
     assert 2 <= len(values) <= min(1 << number.bits, MOST_VALUES)
     tensor = torch.from_numpy(values.astype(np.float32))
     assert np.array_equal(tensor.double().numpy(), values)
-    if number.scaled:
+    if isinstance(number, LevelFormat):
+        scheme = TensorScheme(name, "layer")
+        assert quantize(tensor, scheme).scale.item() == 1
+        assert quantize(tensor, scheme).codes.tolist() == list(number.codes)
+    elif number.scaled:
         # The whole list with asymmetric codes has scale 1 and gives itself back.
         scheme = TensorScheme(name, "layer", symmetric=False)
         assert quantize(tensor, scheme).scale.item() == 1
@@ -177,12 +189,91 @@ def test_every_listed_value_is_representable(name: str) -> None:
     assert torch.equal(fake_quantize(tensor, scheme), tensor)
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp8_e4m3", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2)]
+)
+def test_fp8_is_the_one_that_torch_has(name: str, dtype: torch.dtype) -> None:
+    """All 256 codes, and values around every level and every middle between two."""
+    number = FORMATS[name]
+    assert isinstance(number, LevelFormat)
+    every = torch.arange(256, dtype=torch.uint8).view(dtype).float()
+    known = every[torch.isfinite(every)].unique()
+    assert torch.equal(known, torch.tensor(number.levels))
+    near = torch.cat([known, (known[1:] + known[:-1]) / 2])
+    near = torch.cat([near, near.nextafter(torch.tensor(1e9)), near.nextafter(torch.tensor(-1e9))])
+    near = near.clamp(-number.highest, number.highest)
+    expected = near.to(dtype)
+    assert torch.equal(number.round(near), expected.float())
+    assert torch.equal(number.decode(number.encode(near)), expected.float())
+    codes = expected.view(torch.uint8).int()
+    assert torch.equal(number.encode(near)[expected.float() != 0], codes[expected.float() != 0])
+    assert number.round(torch.tensor([1e30, -1e30])).tolist() == [number.highest, number.lowest]
+
+
+@pytest.mark.parametrize(
+    ("name", "positive"),
+    [
+        ("fp4_e2m1", [0.5, 1, 1.5, 2, 3, 4, 6]),  # OCP MX 1.0, table 5
+        ("fp6_e2m3", [k / 8 for k in range(1, 16)] + [2 + k / 4 for k in range(8)] + [4 + k / 2 for k in range(8)]),
+        ("fp6_e3m2", [k / 16 for k in range(1, 8)]
+            + [2.0**e * (1 + k / 4) for e in range(-1, 5) for k in range(4)]),
+        ("log3", [0.25, 0.5, 1]),
+        ("log4", [2.0**k for k in range(-6, 1)]),
+        ("apot3", [0.25, 0.5, 1]),  # with so few bits a power of two
+        ("apot4", [0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1]),  # {0, 8, 4, 1} + {0, 2} over 10
+    ],
+)  # fmt: skip
+def test_published_levels(name: str, positive: list[float]) -> None:
+    values = FORMATS[name].values
+    expected = sorted(
+        {0.0, *(float(np.float32(v)) for v in positive), *(-float(np.float32(v)) for v in positive)}
+    )
+    assert values.tolist() == expected
+
+
+def test_normal_float_is_made_of_quantiles() -> None:
+    """NF4 as its paper derives it: eight quantiles above zero, seven below, each half scaled to end at one."""
+    offset = 0.9677083  # mean of 1 - 1/32 and 1 - 1/30
+    above = stats.norm.ppf(np.linspace(offset, 0.5, 9)[:-1])
+    below = -stats.norm.ppf(np.linspace(offset, 0.5, 8)[:-1])
+    expected = np.sort(np.concatenate([above, [0.0], below])) / above.max()
+    assert np.abs(FORMATS["nf4"].values - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_encoding_is_the_nearest_level_by_search(name: str) -> None:
+    """Brute force in float64, ties to the even code; zero, the ends and both infinities' neighbours included."""
+    number = FORMATS[name]
+    assert isinstance(number, LevelFormat)
+    levels = number.values
+    middle = (levels[1:] + levels[:-1]) / 2
+    points = np.concatenate([levels, middle, np.random.default_rng(0).normal(0, number.highest / 2, 400)])
+    x = torch.from_numpy(points.astype(np.float32))
+    distance = np.abs(x.double().numpy()[:, None] - levels)
+    nearest = distance == distance.min(1, keepdims=True)
+    even = np.array(number.codes) % 2 == 0
+    chosen = np.where(nearest.sum(1) > 1, (nearest & even).argmax(1), nearest.argmax(1))
+    assert number.index(x).tolist() == chosen.tolist()
+    assert torch.equal(number.round(x), torch.tensor(levels[chosen], dtype=torch.float32))
+    assert number.decode(number.encode(x)).tolist() == levels[chosen].tolist()
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_have_no_zero_point(name: str) -> None:
+    with pytest.raises(SchemeError, match=r"no zero point.*symmetric: true"):
+        TensorScheme(name, symmetric=False)
+    with pytest.raises(SchemeError, match="integer formats only"):
+        TensorScheme(name, convention="torch")
+    with pytest.raises(SchemeError, match="integer formats only"):
+        TensorScheme(name, narrow=True)
+
+
 def test_fp32_has_too_many_values_to_list() -> None:
     with pytest.raises(SchemeError, match="4 billion"):
         _ = FORMATS["fp32"].values
 
 
-@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("name", INTEGERS)
 def test_integer_formats_have_the_range_of_their_bits(name: str) -> None:
     number = FORMATS[name]
     assert isinstance(number, IntegerFormat)
@@ -213,13 +304,17 @@ def test_constant_groups_are_exact(scheme: TensorScheme) -> None:
             # Only some scales are allowed: off by half a step of this range at most.  Objectives other than
             # minmax may see a constant group as any other and clip it.
             sides = result.qmax - int(result.zero_point.min()), int(result.zero_point.max()) - result.qmin
-            wanted = torch.tensor([abs(value) / min(side for side in sides if side)])
+            steps, half = min(side for side in sides if side), 0.501
+            number = FORMATS[scheme.format]
+            if isinstance(number, LevelFormat):
+                steps, half = number.highest, float(np.diff(number.values).max()) * 0.501
+            wanted = torch.tensor([abs(value) / steps])
             floors = max(
                 float(CONVENTIONS[scheme.convention].floor), CONVENTIONS[scheme.convention].least_range
             )
             if floors < abs(value) and not CONVENTIONS[scheme.convention].group_floor[1] > abs(value):
                 assert float(result.scale.max()) <= float(SCALES[scheme.scale](wanted)), value
-            assert float(error.max()) <= float(result.scale.max()) * 0.501, value
+            assert float(error.max()) <= float(result.scale.max()) * half, value
 
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.scaled and s.scale == "float"], ids=label)
@@ -368,3 +463,25 @@ def test_the_largest_numbers_have_a_power_of_two_for_a_scale() -> None:
         assert params.scale.item() == 2.0**127
     result = quantize(torch.tensor([3e38, -2e38, 0.0]), TensorScheme("int2", "layer", scale="pow2"))
     assert result.values().tolist() == [2.0**127, -(2.0**127), 0.0]
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_searched_ranges_of_levels_are_no_worse_than_any_candidate(name: str) -> None:
+    """Brute force over a hundred ranges, for a tensor and for its histogram; KL gives a range that is one."""
+    tensor = TENSORS["heavy"]
+
+    def error(scale: torch.Tensor) -> float:
+        number = FORMATS[name]
+        assert isinstance(number, LevelFormat)
+        return float((number.round(tensor / scale) * scale - tensor).double().square().sum())
+
+    found = quantize(tensor, TensorScheme(name, "layer", objective="mse")).scale
+    full = quantize(tensor, TensorScheme(name, "layer")).scale
+    best = min(error(full * share / 100) for share in range(1, 101))
+    assert error(found) <= best * (1 + 1e-5)
+    tally = GrowingHistogram(1)
+    tally.add(tensor.reshape(1, -1))
+    scheme = TensorScheme(name, "layer", objective="mse")
+    assert error(fit(tally.sample(), scheme.grid, scheme.goal).scale) <= best * 1.01 + 1e-9
+    divergent = quantize(tensor, TensorScheme(name, "layer", objective="kl")).scale
+    assert 0 < float(divergent) <= float(full) * (1 + 1e-6)
