@@ -56,10 +56,13 @@ class Calibration:
             missing = [q for q in dict.fromkeys(questions) if q not in self._samples]
             if not missing:
                 return
-            tallies: dict[Question, GrowingHistogram] = {}
+            # Made before the activations come: what stays must not lie between what goes, or the memory in
+            # between is lost.
+            tallies = {question: GrowingHistogram(self._groups(question)) for question in missing}
             asked: dict[str, list[Question]] = {}
             for question in missing:
                 asked.setdefault(question[0], []).append(question)
+            batch = None
             for batch in self._batches():
                 for name, value in self.engine.values(self.plan, batch, asked, keep=False):
                     value = value.float()
@@ -67,13 +70,19 @@ class Calibration:
                     for question in asked[name]:
                         grain = TensorScheme(granularity=question[1]).grain
                         matrix, _ = grain.matrix(value, question[2] % value.dim())
-                        if question not in tallies:
-                            tallies[question] = GrowingHistogram(len(matrix))
                         tallies[question].add(matrix)
-            if not tallies:
+            if batch is None:
                 raise DataError("There are no calibration images; activations need some to set their ranges.")
             for question, tally in tallies.items():
                 self._samples[question] = tally.sample()
+
+    def _groups(self, question: Question) -> int:
+        """How many groups the granularity makes of a value."""
+        name, grain, channel = question
+        graph = self.engine.graph
+        node = graph.by_name.get(name)
+        shape = node.shape if node is not None else (graph.example_batch, *graph.example_shape)
+        return TensorScheme(granularity=grain).grain.groups(shape, channel % len(shape))
 
     def sample(self, layer: Layer, index: int, scheme: TensorScheme) -> Sample:
         """The sample of an input of ``layer``, cut as ``scheme`` says."""
