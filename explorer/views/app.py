@@ -58,6 +58,8 @@ class Page:
         self.publisher = Publisher()
         self.state = PageState(session)
         self.evaluator = Runner("evaluation", self.publisher)
+        self.filler = Runner("estimates", self.publisher)
+        self._filled = False
         self.reader = Runner("layers", self.publisher)
         self.adder = Runner("additivity", self.publisher)
         self.toolbar = Toolbar(self.state)
@@ -211,6 +213,10 @@ class Page:
         if revision != self.session.revision:
             return
         self.state.param.update(evaluation=found, evaluation_revision=revision)
+        if not self._filled:
+            # Once there is something to look at; the whole evaluation may take long.
+            self._filled = True
+            self.map.fill(self.filler)
         share = round(100 * found.images / max(1, found.total_images))
         progress = self.evaluator.progress
         left = duration(progress.left) if progress is not None else ""
@@ -220,8 +226,7 @@ class Page:
     def _done(self) -> None:
         e = self.state.evaluation
         self._say(ended(e, time.monotonic() - self.started) if e else "", 100, running=False)
-        # While the machine has nothing better to do, and in the same thread, so that an edit comes first.
-        self.map.fill(self.evaluator, self._add_up)
+        self._add_up()
 
     def _failed(self, error: Exception) -> None:
         kept = " What is shown is the last that was evaluated." if self.state.evaluation else ""
@@ -267,7 +272,8 @@ class Page:
         self.publisher.closed = True
         self._unsubscribe()
         for runner in (
-            self.evaluator, self.reader, self.adder, self.distribution.runner, self.map.runner, self.flips.runner
+            self.evaluator, self.filler, self.reader, self.adder,
+            self.distribution.runner, self.map.runner, self.flips.runner,
         ):  # fmt: skip
             runner.close()
 

@@ -203,23 +203,18 @@ class SensitivityMap:
         self.estimates.reset()
         self._run(self.runner, self._asked(self.method.value), self._done, self._failed)
 
-    def fill(self, runner: Runner, then: Callable[[], None]) -> None:
-        """Show instant estimates, computed by a runner of the page's, and go on; not where there is something."""
+    def fill(self, runner: Runner) -> None:
+        """Show instant estimates, computed by a runner of the page's; not where there is something."""
         if self.running or self.question is not None:
-            then()
             return
         asked = Question(INSTANT, next(iter(MEASURES)), "weight", self.state.session.recipe)
 
         def filled() -> None:
             if self.question is asked and not self.running:
                 self._say(describe(self.table))
-            then()
 
-        def failed(error: Exception) -> None:
-            # Nobody has asked for it: the line says what there is to be had, and pressing the button why not.
-            then()
-
-        self._run(runner, asked, filled, failed)
+        # Nobody has asked for it: the line says what there is to be had, and pressing the button why not.
+        self._run(runner, asked, filled, lambda error: None)
 
     def _run(
         self, runner: Runner, asked: Question, done: Callable[[], None], failed: Callable[[Exception], None]
