@@ -153,7 +153,7 @@ class SensitivityFigure(Selecting):
         rects = plot.rect(
             x="format", y="row", width=1, height=1, source=self.cells, line_color=None,
             fill_color={"field": "colour", "transform": self.mapper},
-            hatch_pattern={"field": "hatch"}, hatch_color="white", hatch_alpha=0.3, hatch_scale=9,
+            hatch_pattern={"field": "hatch"}, hatch_color="white", hatch_alpha=0.2, hatch_scale=9,
         )  # fmt: skip
         rects.nonselection_glyph = rects.selection_glyph = None
         plot.text(
