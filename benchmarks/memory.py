@@ -112,8 +112,7 @@ def lines(options: argparse.Namespace) -> Iterator[Line]:
         yield _line(f"memory: capture and edits of {layers} layers", found, budget, work)
     for budget, mode in ((128 * MIB, "dynamic"), (512 * MIB, "dynamic"), (512 * MIB, "static")):
         found = measured("study", 100, budget, mode)
-        # A node's input and result, the quantized input and what quantizing takes, and the images.  What the
-        # statistics for static ranges take while they are gathered is not among it.
+        # A node's input and result, the quantized input and what quantizing takes, and the images.
         yield _line(f"memory: sweep at 224, 100 layers, {mode} ranges", found, budget, 6 * found["value"])
 
 
