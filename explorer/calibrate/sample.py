@@ -185,7 +185,8 @@ class _Looked:
         size = max(1, _CACHED // columns) * columns
         for start in range(0, whole, size):
             part = row[start : min(start + size, whole)]
-            some.append(part[-start % step :: step])
+            # Copied while it is in the cache, not when all are joined.
+            some.append(part[-start % step :: step].copy())
             table = part.reshape(-1, columns)
             lows.append(table.min(0))
             highs.append(table.max(0))
