@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from explorer.calibrate.fit import fit
-from explorer.calibrate.objectives import (
-    KL,
-    MSE,
-    OBJECTIVES,
-    MinMax,
-    MovingAverage,
-    Objective,
-    Percentile,
-    objective,
-    quantile,
-)
+from explorer.calibrate.objectives import OBJECTIVES, objective
+from explorer.calibrate.rules import MinMax, MovingAverage, Objective, Percentile, quantile
 from explorer.calibrate.sample import GrowingHistogram, Sample
+from explorer.calibrate.search import KL, MSE
 
 __all__ = [
     "KL",

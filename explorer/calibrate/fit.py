@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from explorer.calibrate.objectives import Objective
+from explorer.calibrate.rules import Objective
 from explorer.calibrate.sample import Sample
 from explorer.formats import Grid, QParams
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from explorer.calibrate import KL, MSE, OBJECTIVES, GrowingHistogram, MinMax, Sample, fit, objective, quantile
-from explorer.calibrate.objectives import Search
 from explorer.calibrate.sample import MOST_READ, Bins, stride
+from explorer.calibrate.search import Search
 from explorer.errors import SchemeError, TensorError
 from explorer.formats import CONVENTIONS, FORMATS, Grid, IntegerFormat, QParams, granularity
 from tests import oracles
@@ -192,7 +192,7 @@ def test_a_search_in_pieces_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     sample = Sample.of(torch.stack([VALUES["normal"], VALUES["laplace"]]), granularity("channel"), 0)
     for goal in (MSE(), KL()):
         whole = goal(sample, grid("int6", False))
-        monkeypatch.setattr("explorer.calibrate.objectives._CHUNK", 700)
+        monkeypatch.setattr("explorer.calibrate.search._CHUNK", 700)
         pieces = goal(sample, grid("int6", False))
         monkeypatch.undo()
         assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
@@ -209,7 +209,7 @@ def test_groups_searched_in_turn_are_found_as_if_together(
     for symmetric in (True, False):
         levels = grid("int5", symmetric, kind)
         whole = objective(goal)(sample, levels)
-        monkeypatch.setattr("explorer.calibrate.objectives._CHUNK", 1)
+        monkeypatch.setattr("explorer.calibrate.search._CHUNK", 1)
         turns = objective(goal)(sample, levels)
         monkeypatch.undo()
         assert all(torch.equal(a, b) for a, b in zip(whole, turns, strict=True))

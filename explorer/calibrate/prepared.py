@@ -1,0 +1,202 @@
+"""A sample made ready for a search: values as they are, or bins with running sums.
+
+What is in bins has running sums, with which the cost of a candidate is a sum over codes and not over values;
+the bin of an edge is computed, not searched for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from explorer.calibrate.sample import Sample
+from explorer.formats import QParams, fake_quantize_
+
+# Elements of a group of which one extreme stands for all in a bound on what is clipped.
+_BLOCK = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """Values as they are, laid out so that neighbours in memory lie along the longer axis.
+
+    Args:
+        values: float32 ``(groups, points)``, or ``(points, groups)`` where ``axis`` is 0.
+        axis: the axis of the points.
+        lows: the least value of each block of points, ``(groups, blocks)``.
+        highs: the largest value of each block.
+        buffer: where errors are worked out, like ``values``.
+        weights: float32 like ``values``, or None where each value counts once.
+    """
+
+    values: Tensor
+    axis: int
+    lows: Tensor
+    highs: Tensor
+    buffer: Tensor
+    weights: Tensor | None
+
+    @classmethod
+    def of(cls, sample: Sample) -> Plain:
+        """The values of a sample as they are."""
+        axis = int(sample.values.shape[1] > sample.groups)
+        lows, highs = sample.minimum[:, None], sample.maximum[:, None]
+        groups, points = sample.values.shape
+        if sample.weights is None and points >= 4 * _BLOCK:
+            whole = sample.values[:, : points // _BLOCK * _BLOCK].reshape(groups, -1, _BLOCK)
+            lows, highs = whole.amin(2), whole.amax(2)
+
+        def laid(matrix: Tensor) -> Tensor:
+            return matrix.contiguous() if axis else matrix.T.contiguous()
+
+        values = laid(sample.values)
+        weights = None if sample.weights is None else laid(sample.weights)
+        return cls(values, axis, lows, highs, torch.empty_like(values), weights)
+
+    @property
+    def points(self) -> int:
+        """How many values a group has."""
+        return self.values.shape[self.axis]
+
+    def least(self, low: Tensor, high: Tensor) -> Tensor:
+        """A lower bound on the squared error of clipping to ``low``..``high`` (groups,), float32 ``(groups,)``."""
+        above = (self.highs - high[:, None]).clamp_(min=0).square_().sum(1)
+        return (low[:, None] - self.lows).clamp_(min=0).square_().sum(1).add_(above)
+
+    def error(self, scale: Tensor, zero_point: Tensor, params: QParams) -> Tensor:
+        """The sum of squared errors of each group for one scale and zero point a group, float64 ``(groups,)``."""
+        scale, zero_point = scale.unsqueeze(self.axis), zero_point.unsqueeze(self.axis)
+        error = (
+            fake_quantize_(self.values, scale, zero_point, params, self.buffer).sub_(self.values).square_()
+        )
+        if self.weights is not None:
+            error.mul_(self.weights)
+        return error.sum(self.axis).double()
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Bins of even width, with their values spread evenly over each, and running sums of them.
+
+    Exact zeros are left out: every range has zero among its levels.  Sums are in units of the bins.
+
+    Args:
+        width: of the bins, float64 ``(groups, 1)``.
+        first: the left end of the first bin, in bins.
+        mass: of each bin, and 0 behind the last, float64 ``(groups, bins + 1)``.
+        below: the mass below the left end of each.
+        hinge: the sum of the distances from the left end of each to the values below it.
+        value: the sum of all values, ``(groups, 1)``.
+        square: the sum of their squares.
+    """
+
+    width: Tensor
+    first: int
+    mass: Tensor
+    below: Tensor
+    hinge: Tensor
+    value: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, sample: Sample) -> Spread:
+        """The bins of a sample that consists of them."""
+        assert sample.bins is not None and sample.weights is not None
+        counts = sample.weights[:, :-1].double()
+        first, points = sample.bins.first, counts.shape[1]
+        mass = torch.nn.functional.pad(counts, (0, 1))
+        below = torch.nn.functional.pad(counts.cumsum(1), (1, 0))
+        # From one end to the next all that is below comes nearer by a bin, and the bin's own by half of one.
+        hinge = torch.nn.functional.pad((below[:, :-1] + counts / 2).cumsum(1), (1, 0))
+        middle = torch.arange(points, dtype=torch.float64) + (first + 0.5)
+        moments = counts @ torch.stack([middle, middle**2 + 1 / 12], 1)
+        width = sample.bins.width[:, None]
+        return cls(width, first, mass, below, hinge, moments[:, :1], moments[:, 1:])
+
+    @property
+    def points(self) -> int:
+        """How many bins a group has."""
+        return self.mass.shape[1] - 1
+
+    @property
+    def total(self) -> Tensor:
+        """The mass of each group, ``(groups, 1)``."""
+        return self.below[:, -1:]
+
+    def _place(self, edge: Tensor) -> tuple[Tensor, Tensor]:
+        """The bin in which each edge ``(groups, edges)``, in bins, lies, and how far inside; ``edge`` is used up."""
+        place = edge.sub_(self.first).clamp_(min=0)
+        index = place.long().clamp_(max=self.points)
+        return index, place.sub_(index)
+
+    def mass_below(self, edge: Tensor) -> Tensor:
+        """The mass below each edge ``(groups, edges)``, given in bins; ``edge`` is used up."""
+        index, inside = self._place(edge)
+        return self.below.gather(1, index).addcmul_(self.mass.gather(1, index), inside)
+
+    def hinges(self, edge: Tensor) -> Tensor:
+        """The sum of the distances from each edge ``(groups, edges)`` to the values below it; as above."""
+        index, inside = self._place(edge)
+        slope = self.below.gather(1, index).addcmul_(self.mass.gather(1, index), inside, value=0.5)
+        return self.hinge.gather(1, index).addcmul_(slope, inside)
+
+    def squared_error(self, params: QParams) -> Tensor:
+        """The sum of squared errors of each candidate, ``(groups, candidates)``.
+
+        Between neighbouring codes the squared error changes by ``2 * scale * (edge - value)``; summed over
+        the edges below a value, that takes the error of the highest code to its own.
+        """
+        code = torch.arange(params.qmin + 0.5, params.qmax, dtype=torch.float64)
+        scale = params.scale / self.width
+        edge = (code - params.zero_point[..., None]).mul_(scale[..., None])
+        top = (params.qmax - params.zero_point) * scale
+        hinges = self.hinges(edge.view(len(edge), -1)).view(edge.shape).sum(2)
+        error = self.square + top * (top * self.total - 2 * self.value) - 2 * scale * hinges
+        return error.clamp_(min=0).mul_(self.width**2)
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """Bins that reach from ``-absmax`` to ``absmax``, with running sums.
+
+    Args:
+        absmax: float32 ``(groups,)``.
+        counts: float64 ``(groups, bins)``.
+        sums: of counts, of bins that are not empty, and of ``count * log(count)``; each ``(groups, bins + 1)``.
+    """
+
+    absmax: Tensor
+    counts: Tensor
+    sums: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, counts: Tensor, absmax: Tensor) -> Counted:
+        """The running sums of some counts."""
+        parts = counts, (counts > 0).double(), torch.xlogy(counts, counts)
+        return cls(absmax, counts, tuple(torch.nn.functional.pad(part.cumsum(1), (1, 0)) for part in parts))
+
+    @property
+    def points(self) -> int:
+        """How many bins a group has."""
+        return self.counts.shape[1]
+
+
+Prepared = Plain | Spread | Counted
+
+
+def edges(params: QParams) -> Tensor:
+    """Between which real numbers each code lies, ``(groups, candidates, codes + 1)``; ties fall either way."""
+    if params.levels is not None:
+        return params.levels.edges * params.scale[..., None]
+    code = torch.arange(params.qmin, params.qmax + 2)
+    return (code - params.zero_point[..., None] - 0.5) * params.scale[..., None]
+
+
+def outermost(params: QParams) -> Tensor:
+    """The first and the last of :func:`edges`, ``(groups, candidates, 2)``."""
+    if params.levels is not None:
+        return edges(params)[..., [0, -1]]
+    ends = torch.tensor([params.qmin, params.qmax + 1])
+    return (ends - params.zero_point[..., None] - 0.5) * params.scale[..., None]

@@ -1,0 +1,122 @@
+"""Rules that read a clipping range off a sample: extremes, averages, percentiles, and shares typed in.
+
+An objective is a frozen value; calling it with a :class:`Sample` and a :class:`Grid` gives the lowest and
+highest real number of each group.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from explorer.calibrate.sample import Sample
+from explorer.errors import SchemeError
+from explorer.formats import Grid
+
+Range = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """A rule that picks the clipping range of each group."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name in recipes."""
+
+    @abstractmethod
+    def __call__(self, sample: Sample, grid: Grid) -> Range:
+        """The lowest and highest real value of each group, float32 ``(groups,)`` each."""
+
+
+@dataclass(frozen=True)
+class MinMax(Objective):
+    """The smallest and largest value seen: nothing is clipped."""
+
+    @property
+    def name(self) -> str:
+        return "minmax"
+
+    def __call__(self, sample: Sample, grid: Grid) -> Range:
+        return sample.minimum, sample.maximum
+
+
+@dataclass(frozen=True)
+class MovingAverage(Objective):
+    """An exponential average of each batch's extremes, ``new = old + c * (batch - old)`` with c = 0.01.
+
+    Source: torch.ao.quantization.MovingAverageMinMaxObserver.
+    """
+
+    constant: float = 0.01
+
+    @property
+    def name(self) -> str:
+        return "moving_average"
+
+    def __call__(self, sample: Sample, grid: Grid) -> Range:
+        low, high = sample.ranges[0]
+        for batch_low, batch_high in sample.ranges[1:]:
+            low = low + self.constant * (batch_low - low)
+            high = high + self.constant * (batch_high - high)
+        return low, high
+
+
+@dataclass(frozen=True)
+class Percentile(Objective):
+    """The central share of the values.
+
+    A symmetric range ends at the percentile of the magnitudes, an asymmetric one at ``percent`` and at
+    ``100 - percent``; linear interpolation between neighbouring values, as in NumPy's default.
+    """
+
+    percent: float
+
+    def __post_init__(self) -> None:
+        if not (50 < self.percent <= 100 and math.isfinite(self.percent)):
+            raise SchemeError(
+                f"A percentile lies above 50 and at most at 100, not at {self.percent:g}; "
+                "'percentile:99.9' is a usual choice."
+            )
+
+    @property
+    def name(self) -> str:
+        return f"percentile:{self.percent:g}"
+
+    def __call__(self, sample: Sample, grid: Grid) -> Range:
+        share = self.percent / 100
+        if grid.symmetric:
+            bound = quantile(sample.values.abs(), sample.weights, share)
+            return -bound, bound
+        low = quantile(sample.values, sample.weights, 1 - share)
+        return low, quantile(sample.values, sample.weights, share)
+
+
+def quantile(values: Tensor, weights: Tensor | None, share: float) -> Tensor:
+    """The weighted quantile of each row; for equal weights that of ``numpy.quantile``.
+
+    A point of weight w stands for w equal values.
+
+    >>> quantile(torch.tensor([[3.0, 1.0, 2.0]]), None, 0.25).tolist()
+    [1.5]
+    """
+    ordered, order = values.sort(1)
+    rows, points = values.shape
+    if weights is None:
+        position = torch.full((rows, 1), share * (points - 1), dtype=torch.float64)
+        left = position.long().clamp(max=points - 1)
+        right = (left + 1).clamp(max=points - 1)
+    else:
+        ends = (
+            weights.double().gather(1, order).cumsum(1)
+        )  # values ordered[i] have the ranks up to ends[i] - 1
+        position = share * (ends[:, -1:] - 1).clamp(min=0)
+        left = torch.searchsorted(ends, position.floor(), right=True).clamp(max=points - 1)
+        right = torch.searchsorted(ends, position.floor() + 1, right=True).clamp(max=points - 1)
+    lower, upper = ordered.gather(1, left).double(), ordered.gather(1, right).double()
+    return (lower + (upper - lower) * (position - position.floor()))[:, 0].float()

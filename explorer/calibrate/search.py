@@ -1,0 +1,295 @@
+"""Objectives with a cost: what the clipping range of a group minimises, and the search for the least.
+
+Searches are vectorised over groups and candidates, in chunks, so that memory stays within a bound whatever
+the sample.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from explorer.calibrate.prepared import Counted, Plain, Prepared, Spread, edges, outermost
+from explorer.calibrate.rules import Objective, Range
+from explorer.calibrate.sample import Sample
+from explorer.formats import Grid, LevelFormat, QParams
+
+# How many numbers a step of a search may hold at a time: 2 MiB of float32, some ten arrays of that size.
+_CHUNK = 1 << 19
+# A group of more values than this is binned before it is searched.
+_MOST_POINTS = 1 << 16
+# With fewer bins for each code it is faster to go through them than through the edges between codes.
+_POINTS_A_CODE = 8
+# The divergence of a few values is taken between histograms of so many bins.
+_FEWEST_BINS = 128
+
+
+def _widest(sample: Sample) -> float:
+    """How far the group that reaches furthest lies from zero."""
+    return float(torch.maximum(sample.maximum, -sample.minimum).clamp(min=0).max())
+
+
+@dataclass(frozen=True)
+class Search(Objective):
+    """An objective with a cost: the range of least cost among candidates that shrink the full one.
+
+    First both ends shrink together through ``count`` evenly spaced shares of the full range; then, where
+    the range has two free ends, each end moves by itself; last, the neighbourhood of the best is searched
+    more finely, each end by itself and both together.  The full range is the first candidate and wins ties.
+    """
+
+    count: int = 100
+
+    @abstractmethod
+    def prepare(self, sample: Sample, grid: Grid) -> Prepared:
+        """The sample in the form in which costs are computed."""
+
+    @abstractmethod
+    def size(self, sample: Sample) -> int:
+        """How many numbers one prepared group of the sample takes."""
+
+    @abstractmethod
+    def width(self, edges: int, points: int) -> int:
+        """How many numbers one candidate of one group takes, for ``edges`` of codes and ``points`` of the sample."""
+
+    @abstractmethod
+    def cost(self, sample: Prepared, params: QParams) -> Tensor:
+        """The cost of candidates, float64 ``(groups, candidates)``; so are the parameters' scales.
+
+        Infinity may stand for the cost of a candidate that is worse than an earlier one of its group.
+        """
+
+    def __call__(self, sample: Sample, grid: Grid) -> Range:
+        # Some groups after the other: what a search holds does not grow with the tensor.
+        if grid.widest is None:
+            grid = replace(grid, widest=_widest(sample))
+        rows = max(1, _CHUNK // self.size(sample))
+        found = [self._search(part, grid) for part in sample.split(rows)]
+        low, high = (torch.cat(ends) for ends in zip(*found, strict=True))
+        return low, high
+
+    def _search(self, sample: Sample, grid: Grid) -> Range:
+        full = sample.minimum.clamp(max=0.0)[:, None], sample.maximum.clamp(min=0.0)[:, None]
+        prepared = self.prepare(sample, grid)
+        lowest, highest = grid.codes
+        step = max(1, _CHUNK // (sample.groups * self.width(highest - lowest + 2, prepared.points)))
+        best = torch.full((sample.groups,), torch.inf, dtype=torch.float64)
+        shares = torch.ones(sample.groups), torch.ones(sample.groups)
+
+        def attempt(low_shares: Tensor, high_shares: Tensor) -> None:
+            """Try candidates, ``(groups, candidates)`` shares of the full range at each end."""
+            nonlocal best, shares
+            for low, high in zip(low_shares.split(step, 1), high_shares.split(step, 1), strict=True):
+                flat = grid.params((full[0] * low).reshape(-1), (full[1] * high).reshape(-1))
+                shape = low.shape
+                params = replace(
+                    flat, scale=flat.scale.reshape(shape), zero_point=flat.zero_point.reshape(shape)
+                )
+                cost, place = self.cost(prepared, params).min(1)
+                better = cost < best
+                best = torch.where(better, cost, best)
+                found = (ends.gather(1, place[:, None])[:, 0] for ends in (low, high))
+                shares = tuple(torch.where(better, new, old) for new, old in zip(found, shares, strict=True))  # type: ignore[assignment]
+
+        groups = sample.groups
+        both = torch.arange(self.count, 0, -1) / self.count
+        attempt(both.expand(groups, -1), both.expand(groups, -1))
+        two_sided = not grid.symmetric and bool(((full[0] < 0) & (full[1] > 0)).any())
+        if two_sided:
+            coarse = torch.arange(-8, 9) / 20
+            for _ in range(2):
+                before = shares
+                moved = (shares[0][:, None] + coarse).clamp(0.01, 1)
+                attempt(moved, shares[1][:, None].expand_as(moved))
+                moved = (shares[1][:, None] + coarse).clamp(0.01, 1)
+                attempt(shares[0][:, None].expand_as(moved), moved)
+                if all(torch.equal(old, new) for old, new in zip(before, shares, strict=True)):
+                    break
+        fine = torch.arange(-9, 10) / (10 * self.count)
+        if two_sided:
+            moved = (shares[0][:, None] + fine).clamp(1e-3, 1)
+            attempt(moved, shares[1][:, None].expand_as(moved))
+            moved = (shares[1][:, None] + fine).clamp(1e-3, 1)
+            attempt(shares[0][:, None].expand_as(moved), moved)
+        moved = (shares[0][:, None] + fine).clamp(1e-3, 1)
+        attempt(moved, (shares[1][:, None] + fine).clamp(1e-3, 1))
+        return full[0][:, 0] * shares[0], full[1][:, 0] * shares[1]
+
+
+@dataclass(frozen=True)
+class MSE(Search):
+    """The mean squared difference between values and quantized values (as a sum over the group)."""
+
+    @property
+    def name(self) -> str:
+        return "mse"
+
+    def prepare(self, sample: Sample, grid: Grid) -> Prepared:
+        if sample.values.shape[1] > _MOST_POINTS:
+            sample = sample.binned(max(1 << 14, 16 << grid.format.bits))
+        lowest, highest = grid.codes
+        few = sample.values.shape[1] < _POINTS_A_CODE * (highest - lowest)
+        # Running sums know of even steps only.
+        plain = sample.bins is None or few or isinstance(grid.format, LevelFormat)
+        return Plain.of(sample) if plain else Spread.of(sample)
+
+    def size(self, sample: Sample) -> int:
+        return 4 * sample.values.shape[1]
+
+    def width(self, edges: int, points: int) -> int:
+        return edges
+
+    def cost(self, sample: Prepared, params: QParams) -> Tensor:
+        if isinstance(sample, Plain):
+            return self._direct(sample, params)
+        assert isinstance(sample, Spread)
+        return sample.squared_error(params)
+
+    @staticmethod
+    def _direct(sample: Plain, params: QParams) -> Tensor:
+        """One candidate after the other; not those that clip more than an earlier one errs altogether."""
+        cost = torch.full(params.scale.shape, torch.inf, dtype=torch.float64)
+        best = cost[:, 0]
+        lows, highs = params.clip
+        for index, (scale, zero_point) in enumerate(
+            zip(params.scale.unbind(1), params.zero_point.unbind(1), strict=True)
+        ):
+            if index and bool((sample.least(lows[:, index], highs[:, index]) > 1.001 * best).all()):
+                continue
+            cost[:, index] = sample.error(scale, zero_point, params)
+            best = torch.minimum(best, cost[:, index])
+        return cost
+
+
+@dataclass(frozen=True)
+class KL(Search):
+    """The Kullback-Leibler divergence from the values' histogram to the quantized values' one.
+
+    The reference gets what is clipped added to its outermost bins; the candidate spreads the mass of each
+    code evenly over those of its bins that are not empty.  With as many codes as bins the divergence sees
+    no rounding, only what is clipped.  A group of few values has a coarser histogram: finer bins would hold
+    one value or none.  A range keeps at least three bins, and of a coarser histogram as many times more:
+    one of two would have everything in its outermost bins, reference and candidate alike, and look perfect.
+    Source: Migacz, "8-bit inference with TensorRT" (GTC 2017).
+    """
+
+    bins: int = 2048
+
+    @property
+    def name(self) -> str:
+        return "kl"
+
+    def resolution(self, points: int) -> int:
+        """How many bins the histogram of a group of ``points`` values has: about four for each value."""
+        return min(self.bins, max(_FEWEST_BINS, 1 << (4 * points - 1).bit_length()))
+
+    def least(self, bins: int) -> int:
+        """How many of ``bins`` bins a range must keep: the wider they are, the more."""
+        return 3 * self.bins // bins
+
+    def __call__(self, sample: Sample, grid: Grid) -> Range:
+        if sample.bins is not None or sample.weights is None:
+            return super().__call__(sample, grid)
+        # Padding gives a short block no finer histogram than it has by itself.
+        points = (sample.weights > 0).sum(1)
+        finest = torch.tensor([self.resolution(n) for n in range(sample.values.shape[1] + 1)])[points]
+        if grid.widest is None:
+            grid = replace(grid, widest=_widest(sample))
+        low, high = torch.empty_like(sample.minimum), torch.empty_like(sample.maximum)
+        for bins in finest.unique():
+            rows = finest == bins
+            low[rows], high[rows] = super().__call__(sample.part(rows), grid)
+        return low, high
+
+    def prepare(self, sample: Sample, grid: Grid) -> Counted:
+        bins = self._bins(sample)
+        absmax = torch.maximum(-sample.minimum, sample.maximum).clamp(min=torch.finfo(torch.float32).tiny)
+        if sample.bins is not None:
+            return Counted.of(self._recounted(sample, absmax, bins), absmax)
+        index = ((sample.values / absmax[:, None] + 1) * (bins / 2)).long().clamp_(0, bins - 1)
+        counts = torch.zeros(sample.groups, bins, dtype=torch.float64)
+        weights = torch.ones_like(sample.values) if sample.weights is None else sample.weights
+        return Counted.of(counts.scatter_add_(1, index, weights.double()), absmax)
+
+    @staticmethod
+    def _recounted(sample: Sample, absmax: Tensor, bins: int) -> Tensor:
+        """Counts in other bins; whole ones moved over would leave some too full and some too empty."""
+        assert sample.weights is not None
+        spread = Spread.of(sample)
+        ends = (torch.arange(1, bins, dtype=torch.float64) * (2 / bins) - 1) * absmax[:, None]
+        inner = spread.mass_below(ends / spread.width)
+        below = torch.cat([torch.zeros_like(spread.total), inner, spread.total], 1)
+        counts = below.diff(dim=1).clamp_(min=0)
+        counts[:, bins // 2] += sample.weights[:, -1]
+        return counts
+
+    def _bins(self, sample: Sample) -> int:
+        """How many bins the histograms of a sample have."""
+        points = sample.values.shape[1]
+        if sample.bins is not None:
+            return self.bins
+        return self.resolution(points if sample.weights is None else int((sample.weights > 0).sum(1).max()))
+
+    def size(self, sample: Sample) -> int:
+        return 4 * max(self._bins(sample), sample.values.shape[1])
+
+    def width(self, edges: int, points: int) -> int:
+        # With more codes than bins the outermost edges are all that counts, with some numbers about each.
+        return edges if edges <= points else min(points, 32)
+
+    def _edges(self, params: QParams, bins: int) -> Tensor:
+        """The edges of all codes; of more codes than bins those near zero, beyond which wide steps leave the bins."""
+        if params.qmax - params.qmin < bins or params.levels is not None:
+            return edges(params)
+        zero = params.zero_point[..., None]
+        code = torch.arange(-bins // 2 - 1, bins // 2 + 3)
+        code = torch.maximum(torch.minimum(code, params.qmax + 1 - zero), params.qmin - zero)
+        code[..., :1], code[..., -1:] = params.qmin - zero, params.qmax + 1 - zero
+        return (code - 0.5) * params.scale[..., None]
+
+    def cost(self, sample: Prepared, params: QParams) -> Tensor:
+        assert isinstance(sample, Counted)
+        groups, bins = sample.counts.shape
+        # Where no step is wider than a bin, each code holds one bin at most and only the outermost edges count.
+        fine = (params.scale * bins <= 2 * sample.absmax[:, None])[..., None]
+        if params.levels is not None:
+            fine = torch.zeros_like(fine)
+        edge = outermost(params) if bool(fine.all()) else self._edges(params, bins)
+        edge = edge / sample.absmax[:, None, None]
+        # The first bin whose middle is not below the edge.
+        edge = ((edge + 1) * (bins / 2) - 0.5).ceil_().clamp_(0, bins).long()
+
+        def at(table: Tensor, place: Tensor) -> Tensor:
+            return table.gather(1, place.reshape(groups, -1)).reshape(place.shape)
+
+        ends = edge[..., [0, -1]]
+        mass, entropy = at(sample.sums[0], ends), at(sample.sums[2], ends)
+        total = sample.sums[0][:, -1, None, None]
+        below, above = mass[..., :1], total - mass[..., -1:]
+        inside = (mass[..., -1:] - mass[..., :1]).clamp(min=1e-30)
+        reference = entropy[..., -1:] - entropy[..., :1]
+        cross = reference - torch.xlogy(inside, inside)
+        candidate = None
+        if not bool(fine.all()):
+            level, filled = (at(part, edge).diff(dim=2) for part in sample.sums[:2])
+            candidate = level / filled.clamp_(min=1) / inside
+            cross = torch.where(
+                fine, cross, torch.xlogy(level, candidate.clamp(min=1e-300)).sum(2, keepdim=True)
+            )
+        for clipped, place in ((below, edge[..., :1]), (above, edge[..., -1:] - 1)):
+            own_count = at(sample.counts, place.clamp(0, bins - 1))
+            joined = own_count + clipped
+            reference = reference + torch.xlogy(joined, joined) - torch.xlogy(own_count, own_count)
+            held = own_count / inside
+            if candidate is not None:
+                own = torch.searchsorted(edge, place.contiguous(), right=True).sub_(1)
+                spread = candidate.gather(2, own.clamp_(0, candidate.shape[2] - 1))
+                held = torch.where(fine, held, spread)
+            # An outermost bin that held nothing before has candidate mass 0; a floor keeps the divergence finite.
+            share = torch.where(own_count > 0, held, 0.0).clamp(min=1e-6)
+            cross = cross + torch.xlogy(clipped, share)
+        cost = (reference - cross) / total - total.log()
+        return torch.where(ends[..., -1:] - ends[..., :1] < self.least(bins), torch.inf, cost)[..., 0]
