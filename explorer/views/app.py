@@ -21,7 +21,6 @@ from explorer.study import Additivity, Evaluation
 from explorer.study.evaluate import NARROW
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
 from explorer.views import kit, theme
-from explorer.views.distribution import Distribution
 from explorer.views.estimates import Estimates
 from explorer.views.flips import FlipGallery
 from explorer.views.inspector import Inspector
@@ -30,6 +29,8 @@ from explorer.views.score import ScoreStrip
 from explorer.views.sensitivity import IMAGES, LayerBars, SensitivityMap
 from explorer.views.state import PageState
 from explorer.views.table import LayerTable
+from explorer.views.tabs import Part, Tabs
+from explorer.views.tensorcard import TensorCard
 from explorer.views.text import duration, points, sentence
 from explorer.views.toolbar import Toolbar
 
@@ -65,11 +66,17 @@ class Page:
         self.toolbar = Toolbar(self.state)
         self.score = ScoreStrip(self.state, self._show_flips)
         self.table = LayerTable(self.state)
-        self.distribution = Distribution(self.state, self.publisher)
         self.estimates = Estimates()
         self.map = SensitivityMap(self.state, self.publisher, self.estimates, min(images or IMAGES, IMAGES))
         self.flips = FlipGallery(self.state, self.publisher)
         self.bars = LayerBars(self.state, self.publisher)
+        # What stands below the chosen tensor, in the order in which it is offered.
+        self.below: dict[str, Part] = {
+            MAP: self.map,
+            TIERS: self.estimates,
+            BARS: self.bars,
+            FLIPS: self.flips,
+        }
         self.inspector = Inspector(self.state)
         self.started = time.monotonic()
         self._job()
@@ -106,30 +113,21 @@ class Page:
         self.state.problem = ""
 
     def _centre(self) -> Any:
-        views = {
-            MAP: self.map.view,
-            TIERS: self.estimates.view,
-            BARS: self.bars.view,
-            FLIPS: self.flips.view,
-        }
-        self.tabs = kit.choice(list(views), MAP, sx=theme.ONE_LINE)
-        shown = kit.column(views[MAP])
-
-        def turn(event: Any) -> None:
-            # What is not in sight is not on the page: a figure without a size would keep it from being ready.
-            shown.objects = [views[event.new]]
-            self.estimates.show(event.new == TIERS)
-            if event.new == FLIPS:
-                self.flips.open()
-
-        self.tabs.param.watch(turn, "value")
-        head = kit.row(self.tabs, height=38, styles={"padding": "4px 8px 0"})
-        lower = kit.column(head, shown, css=theme.CARD, margin=(8, 0, 0, 0))
+        self.tabs = Tabs(self.below)
+        head = kit.row(self.tabs.choice, height=38, css=theme.STRIP, styles={"padding": "4px 8px 0"})
+        lower = kit.column(head, self.tabs.place, css=theme.CARD, margin=(8, 0, 0, 0))
         css = theme.halves(self.map.plot.figure.max_height + 130)
-        return kit.column(self.distribution.view, lower, css=css, css_classes=["place-centre"])
+        centre = kit.column(css=css, css_classes=["place-centre"])
+
+        def grow(tall: bool) -> None:
+            centre.css_classes = ["place-centre", *(["even"] if tall else [])]
+
+        self.tensor = TensorCard(self.state, self.publisher, grow)
+        centre.objects = [self.tensor.view, lower]
+        return centre
 
     def _show_flips(self) -> None:
-        self.tabs.value = FLIPS
+        self.tabs.show(FLIPS)
 
     def _body(self, css: str, room: str) -> Any:
         """All regions; ``room`` is the CSS flex of the grid where it is wide."""
@@ -273,9 +271,10 @@ class Page:
         self._unsubscribe()
         for runner in (
             self.evaluator, self.filler, self.reader, self.adder,
-            self.distribution.runner, self.map.runner, self.flips.runner,
+            self.map.runner, self.flips.runner,
         ):  # fmt: skip
             runner.close()
+        self.tensor.close()
 
 
 def ended(e: Evaluation, seconds: float) -> str:

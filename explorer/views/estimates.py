@@ -123,8 +123,8 @@ class Estimates:
         if len(self._pairs) - self._drawn >= 5 or bool(table["complete"].all()):
             self._refresh()
 
-    def show(self, visible: bool) -> None:
-        """Say whether the figure is in sight."""
+    def turn(self, visible: bool) -> None:
+        """Come into sight, or leave it."""
         self._visible = visible
         self._refresh()
 

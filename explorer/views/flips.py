@@ -123,7 +123,7 @@ class FlipGallery:
     def __init__(self, state: PageState, publisher: Publisher) -> None:
         self.state = state
         self.runner = Runner("flips", publisher)
-        self.opened = False
+        self.visible = False
         self._revision = -1
         self.pictures = kit.html(css=CSS)
         self.view = kit.column(kit.scrolled(self.pictures), styles={"padding": "0 10px"})
@@ -133,8 +133,8 @@ class FlipGallery:
         e = self.state.evaluation
         if self.state.stale and self._revision >= 0:
             self._age()
-        elif self.opened and e is not None and e.stopped:
-            self.open()
+        elif self.visible and e is not None and e.stopped:
+            self.refresh()
 
     def _age(self) -> None:
         """Say that the pictures are of the recipe before."""
@@ -143,9 +143,16 @@ class FlipGallery:
             note = '<div class="note">Before the edit; the images of the present recipe follow.</div>'
             self.pictures.object = f'{note}<div class="old">{text}</div>'
 
-    def open(self) -> None:
-        """Show the images of the latest evaluation from now on."""
-        self.opened = True
+    def turn(self, visible: bool) -> None:
+        """Come into sight, or leave it."""
+        self.visible = visible
+        if visible:
+            self.refresh()
+        else:
+            self.runner.cancel()
+
+    def refresh(self) -> None:
+        """Show the images of the latest evaluation."""
         e, revision = self.state.evaluation, self.state.evaluation_revision
         if e is None:
             self.pictures.object = '<div class="note">Nothing has been evaluated yet.</div>'

@@ -146,6 +146,9 @@ class SensitivityMap:
         self.method.param.watch(lambda *_: self._offer(), "value")
         self.measure.param.watch(lambda *_: self._help(), "value")
 
+    def turn(self, visible: bool) -> None:
+        """Nothing changes: a measurement that was asked for goes on out of sight."""
+
     def _choose(self, name: str) -> None:
         self.state.layer = name
 
@@ -282,16 +285,23 @@ class LayerBars:
             kit.scrolled(self.pane),
             styles={"padding": "0 10px"},
         )
+        self.visible = False
         state.param.watch(lambda *_: self.refresh(), ["layers", "evaluation"])
         state.param.watch(lambda *_: self.plot.select(state.layer), "layer")
-        self.refresh()
         self.plot.select(state.layer)
 
     def _choose(self, name: str) -> None:
         self.state.layer = name
 
+    def turn(self, visible: bool) -> None:
+        """Come into sight, or leave it."""
+        self.visible = visible
+        self.refresh()
+
     def refresh(self) -> None:
         """Draw the present recipe; the inputs' noise is known once their recipe is evaluated."""
+        if not self.visible:
+            return
         e = self.state.evaluation
         inputs: dict[str, Any] = {}
         if e is not None and not self.state.stale:

@@ -28,6 +28,7 @@ class PageState(param.Parameterized):
     tensor: Any = param.Selector(
         default="weight", objects=["weight", "input"], doc="the tensor that is drawn"
     )
+    log: Any = param.Boolean(default=True, doc="counts are drawn by decades")
     marks: Any = param.ClassSelector(default=frozenset(), class_=frozenset, doc="layers for bulk edits")
     revision: Any = param.Integer(default=0, doc="the session's revision that is shown")
     layers: Any = param.DataFrame(doc="session.layers() of the recipe in layers_recipe")

@@ -104,12 +104,15 @@ def grid(room: str) -> str:
 def halves(wanted: int) -> str:
     """Two cards below each other: the lower takes what it wants, the upper the rest, but its least.
 
+    With the class ``even`` both have the same height.
+
     Args:
         wanted: the height at which nothing in the lower one scrolls, pixels.
     """
     return f"""
 :host {{ display: grid !important; min-height: 0; grid-template-columns: minmax(0, 1fr);
-  grid-template-rows: minmax(212px, 1fr) minmax(54%, {wanted}px); }}
+  grid-template-rows: minmax(244px, 1fr) minmax(54%, {wanted}px); }}
+:host(.even) {{ grid-template-rows: minmax(0, 1fr) minmax(0, 1fr); }}
 """
 
 
@@ -165,8 +168,13 @@ TABLE = (
 )
 
 
-# Buttons whose words do not wrap.
-ONE_LINE = {"& .MuiToggleButton-root, & .MuiButton-root": {"whiteSpace": "nowrap"}}
+# A line of choices between views, which scrolls where it is narrow.
+TABS = {
+    "& .MuiToggleButton-root": {
+        "whiteSpace": "nowrap", "padding": "4px 8px", "fontSize": "11.5px", "lineHeight": 1.4, "minHeight": "26px",
+    },
+}  # fmt: skip
+STRIP = ":host { overflow-x: auto; overflow-y: hidden; scrollbar-width: none; }"
 
 LABEL = (
     TOKENS
