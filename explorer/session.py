@@ -27,12 +27,14 @@ from explorer.study import (
     Comparison,
     Evaluation,
     Histogram,
+    Lens,
     Sweep,
     additivity,
     compare_steps,
     evaluate_steps,
     histogram_of,
     layer_reports,
+    lens_of,
     rows_for,
     rows_without,
 )
@@ -464,19 +466,9 @@ class Session:
         Raises:
             LayerError: when the layer does not exist or has no such tensor.
         """
-        found = self._layer(layer)
-        if tensor not in ("weight", "input"):
-            raise LayerError(
-                f"A layer has a 'weight' and an 'input', not a {tensor!r}.{nearest(tensor, ['weight', 'input'])}"
-            )
         if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= 1 << 16:
             raise SchemeError(f"A histogram has from 1 to 65536 bins, not {bins!r}.")
-        config = self.recipe.config(layer)
-        chosen = (
-            as_scheme(scheme)
-            if scheme is not None
-            else (config.weight if tensor == "weight" else config.input)
-        )
+        found, chosen = self._tensor(layer, tensor, scheme)
         key = (layer, f"{tensor}{index}", chosen.key, bins)
         if key not in self._histograms:
             if len(self._histograms) > 256:
@@ -489,10 +481,73 @@ class Session:
             self._histograms[key] = made
         return self._histograms[key]
 
-    def _weight_histogram(self, layer: Layer, scheme: TensorScheme, bins: int) -> Histogram:
+    def _tensor(self, layer: str, tensor: str, scheme: SchemeLike | None) -> tuple[Layer, TensorScheme]:
+        """The layer, and the scheme that is meant for one of its tensors: the recipe's if None."""
+        found = self._layer(layer)
+        if tensor not in ("weight", "input"):
+            raise LayerError(
+                f"A layer has a 'weight' and an 'input', not a {tensor!r}.{nearest(tensor, ['weight', 'input'])}"
+            )
+        config = self.recipe.config(layer)
+        if scheme is not None:
+            return found, as_scheme(scheme)
+        return found, config.weight if tensor == "weight" else config.input
+
+    def _weight(self, layer: Layer) -> Tensor:
         if layer.weight is None:
             raise LayerError(f"The layer {layer.name!r} is a product of activations and has no weight.")
-        plain = self.graph.constants[layer.weight].float()
+        return self.graph.constants[layer.weight].float()
+
+    def _check_input(self, layer: Layer, index: int) -> None:
+        if not layer.inputs:
+            raise LayerError(f"The layer {layer.name!r} has no input activation: it looks its values up.")
+        if not 0 <= index < len(layer.inputs):
+            raise LayerError(
+                f"The layer {layer.name!r} has {len(layer.inputs)} inputs; there is no number {index}."
+            )
+
+    def _first_activation(self, layer: Layer, index: int) -> Tensor:
+        """An input of a layer in the float network, for the first batch of calibration images."""
+        self._check_input(layer, index)
+        source = layer.inputs[index]
+        batch = next(self.subject.calibration_stream.batches()).batch
+        value: Tensor = self.engine.run(self.subject.floats, batch, [source])[source]
+        return value.float()
+
+    def lens(
+        self, layer: str, tensor: str = "weight", scheme: SchemeLike | None = None, index: int = 0
+    ) -> Lens:
+        """A layer's weight or input under each convention, symmetric and asymmetric.
+
+        Format, granularity and objective are those of ``scheme``, and codes are compared with its own.  Of a
+        weight every element is looked at; of an input, whose ranges are those of all calibration images, the
+        elements of the first batch.
+
+        Args:
+            layer: its name.
+            tensor: ``weight`` or ``input``.
+            scheme: None takes the recipe's.
+            index: which input, where a layer has several.
+
+        Raises:
+            LayerError: when the layer does not exist or has no such tensor.
+            SchemeError: for a format that has no conventions, or dynamic ranges.
+        """
+        found, chosen = self._tensor(layer, tensor, scheme)
+        if tensor == "weight":
+            plain = self._weight(found)
+            return lens_of(
+                layer, tensor, plain, found.axis, chosen, lambda s: fit_tensor(plain, s, found.axis)
+            )
+        value = self._first_activation(found, index)
+        channel = found.channel % value.dim()
+        calibration = self.subject.calibration
+        return lens_of(
+            layer, tensor, value, channel, chosen, lambda s: calibration.params(found, index, s), exact=False
+        )
+
+    def _weight_histogram(self, layer: Layer, scheme: TensorScheme, bins: int) -> Histogram:
+        plain = self._weight(layer)
         params = fit_tensor(plain, scheme, layer.axis) if scheme.scaled else None
         after = apply(plain, scheme, params, layer.axis)
         clipped = None
@@ -504,12 +559,7 @@ class Session:
         return histogram_of(layer.name, "weight", scheme, plain, after, params, None, clipped, bins)
 
     def _input_histogram(self, layer: Layer, scheme: TensorScheme, bins: int, index: int) -> Histogram:
-        if not layer.inputs:
-            raise LayerError(f"The layer {layer.name!r} has no input activation: it looks its values up.")
-        if not 0 <= index < len(layer.inputs):
-            raise LayerError(
-                f"The layer {layer.name!r} has {len(layer.inputs)} inputs; there is no number {index}."
-            )
+        self._check_input(layer, index)
         calibration = self.subject.calibration
         if scheme.scaled and (scheme.mode == "dynamic" or scheme.granularity != "layer"):
             return self._activation_histogram(layer, scheme, bins, index)
@@ -538,9 +588,7 @@ class Session:
 
     def _activation_histogram(self, layer: Layer, scheme: TensorScheme, bins: int, index: int) -> Histogram:
         """From the first calibration batch: ranges that change with the example or the channel."""
-        source = layer.inputs[index]
-        batch = next(self.subject.calibration_stream.batches()).batch
-        value = self.engine.run(self.subject.floats, batch, [source])[source].float()
+        value = self._first_activation(layer, index)
         params = None
         if scheme.mode == "static":
             params = self.subject.calibration.params(layer, index, scheme)

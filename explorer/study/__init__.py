@@ -5,6 +5,7 @@ from __future__ import annotations
 from explorer.study.compare import Comparison, compare_steps
 from explorer.study.evaluate import Evaluation, Examples, Flip, LayerReport, evaluate_steps, layer_reports
 from explorer.study.histogram import Histogram, histogram_of
+from explorer.study.lens import Lens, lens_of
 from explorer.study.measures import MEASURES
 from explorer.study.metrics import ErrorSums, mean_interval, paired, skewed_interval, wilson
 from explorer.study.sensitivity import METHODS, Additivity, additivity
@@ -24,12 +25,14 @@ __all__ = [
     "Flip",
     "Histogram",
     "LayerReport",
+    "Lens",
     "Sweep",
     "additivity",
     "compare_steps",
     "evaluate_steps",
     "histogram_of",
     "layer_reports",
+    "lens_of",
     "mean_interval",
     "paired",
     "rows_for",
