@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from explorer.calibrate import Sample
 from explorer.cost import cost
 from explorer.errors import LayerError, ModelError, SchemeError, nearest, unknown
 from explorer.formats import FloatFormat, fake_quantize_
-from explorer.graph import Engine, Graph, Layer, Plan, plan
+from explorer.graph import Calibration, Engine, Graph, Layer, Plan, plan
 from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import Recipe, TensorScheme
 from explorer.sources import LoadedModel, Preprocess
@@ -24,6 +25,7 @@ from explorer.study import (
     METHODS,
     OWN,
     Additivity,
+    Channels,
     Comparison,
     Evaluation,
     Histogram,
@@ -31,12 +33,15 @@ from explorer.study import (
     Sweep,
     additivity,
     compare_steps,
+    dynamic_channels,
     evaluate_steps,
     histogram_of,
+    input_channels,
     layer_reports,
     lens_of,
     rows_for,
     rows_without,
+    weight_channels,
 )
 from explorer.study.evaluate import check_interval
 from explorer.study.histogram import clipped_share
@@ -98,6 +103,7 @@ class Session:
         self._revision = 0
         self._listeners: list[Callable[[], None]] = []
         self._histograms: dict[tuple[str, str, str, int], Histogram] = {}
+        self._latest_sample: tuple[tuple[str, int], Sample] | None = None
 
     # -- what is explored -------------------------------------------------------------------------
 
@@ -545,6 +551,45 @@ class Session:
         return lens_of(
             layer, tensor, value, channel, chosen, lambda s: calibration.params(found, index, s), exact=False
         )
+
+    def channels(
+        self, layer: str, tensor: str = "weight", scheme: SchemeLike | None = None, index: int = 0
+    ) -> Channels:
+        """The ranges of a layer's weight or input channel by channel, and what its scales make of them.
+
+        Args:
+            layer: its name.
+            tensor: ``weight`` (output channels) or ``input`` (from the calibration images).
+            scheme: None takes the recipe's.
+            index: which input, where a layer has several.
+
+        Raises:
+            LayerError: when the layer does not exist or has no such tensor.
+        """
+        found, chosen = self._tensor(layer, tensor, scheme)
+        if tensor == "weight":
+            plain = self._weight(found)
+            fitted = fit_tensor(plain, chosen, found.axis) if chosen.scaled else None
+            return weight_channels(layer, chosen, plain, fitted, found.axis)
+        self._check_input(found, index)
+        sample = self._channel_sample(found, index)
+        if chosen.scaled and chosen.mode == "dynamic":
+            value = self._first_activation(found, index)
+            return dynamic_channels(layer, chosen, sample, value, found.channel)
+        params = self.subject.calibration.params(found, index, chosen) if chosen.scaled else None
+        return input_channels(layer, chosen, sample, params)
+
+    def _channel_sample(self, layer: Layer, index: int) -> Sample:
+        """The calibration sample of an input with one group a channel; of all inputs the latest is held."""
+        key = layer.name, index
+        held = self._latest_sample
+        if held is None or held[0] != key:
+            subject = self.subject
+            # Statistics of their own: those that the recipe needs are kept for good, and these are large.
+            alone = Calibration(subject.engine, subject.floats, subject.calibration_batches)
+            held = key, alone.sample(layer, index, TensorScheme(granularity="channel"))
+            self._latest_sample = held
+        return held[1]
 
     def _weight_histogram(self, layer: Layer, scheme: TensorScheme, bins: int) -> Histogram:
         plain = self._weight(layer)

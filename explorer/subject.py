@@ -127,6 +127,11 @@ class Subject:
     classes: tuple[str, ...] | None
     preprocess: Preprocess | None
     calibration_name: str
+    calibration_images: int
+
+    def calibration_batches(self) -> Iterator[Batch]:
+        """The images that set fixed ranges, batch by batch."""
+        return (examples.batch for examples in self.calibration_stream.batches(self.calibration_images))
 
 
 def _no_params(layer: Layer, index: int, scheme: TensorScheme) -> Any:
@@ -193,4 +198,5 @@ def make_subject(
         classes=images.classes or loaded.classes,
         preprocess=loaded.preprocess,
         calibration_name=f"{wanted} images of {tuning.name}{shared}",
+        calibration_images=wanted,
     )

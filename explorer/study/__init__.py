@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from explorer.study.channels import Channels, dynamic_channels, input_channels, weight_channels
 from explorer.study.compare import Comparison, compare_steps
 from explorer.study.evaluate import Evaluation, Examples, Flip, LayerReport, evaluate_steps, layer_reports
 from explorer.study.histogram import Histogram, histogram_of
@@ -18,6 +19,7 @@ __all__ = [
     "OWN",
     "TENSOR_CHOICES",
     "Additivity",
+    "Channels",
     "Comparison",
     "ErrorSums",
     "Evaluation",
@@ -29,8 +31,10 @@ __all__ = [
     "Sweep",
     "additivity",
     "compare_steps",
+    "dynamic_channels",
     "evaluate_steps",
     "histogram_of",
+    "input_channels",
     "layer_reports",
     "lens_of",
     "mean_interval",
@@ -38,5 +42,6 @@ __all__ = [
     "rows_for",
     "rows_without",
     "skewed_interval",
+    "weight_channels",
     "wilson",
 ]
