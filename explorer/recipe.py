@@ -105,7 +105,7 @@ def _settings(given: Mapping[str, Any] | TensorScheme | None, place: str) -> Set
             raise RecipeError(f"{place}: {unknown('field', key, FIELDS)}")
         try:
             # Each value by itself; whether they go together is known once the defaults are filled in.
-            scheme = TensorScheme(**{"format": "int8", "granularity": "layer", key: value})
+            scheme = TensorScheme(**{"granularity": "layer", "mode": "off", key: value})
         except SchemeError as error:
             raise RecipeError(f"{place}.{key}: {error}") from None
         found[key] = getattr(scheme, key)

@@ -36,7 +36,7 @@ class TensorScheme:
         format: a name in ``explorer.formats.FORMATS``; ``fp32`` means not at all.
         granularity: which elements share a scale: ``layer``, ``channel``, ``group:N``, ``subchannel:N``, ``token``.
         symmetric: the range is centred on zero (or starts there, for data that is never negative).
-        objective: what the clipping range minimises: ``minmax``, ``percentile:P``, ``mse``, ``kl``, ...
+        objective: what the clipping range minimises: ``minmax``, ``percentile:P``, ``clip:F``, ``mse``, ``kl``, ...
         mode: for activations ``static``, ``dynamic`` or ``off``.
         convention: whose arithmetic: ``onnx``, ``torch``, ``aimet``, ``nncf``.
         narrow: leave out the lowest code of a symmetric signed format; None does as the convention does.
@@ -79,6 +79,11 @@ class TensorScheme:
             return
         if isinstance(self.number, LevelFormat):
             self._check_levels()
+        if self.symmetric and goal.centred() != goal:
+            raise SchemeError(
+                f"A symmetric range has one bound, so it cannot have those of {goal.name!r}; "
+                f"use objective: {goal.centred().name}, or symmetric: false."
+            )
         if self.narrow is not None and not (self.symmetric and self.scaled):
             raise SchemeError(
                 "The field 'narrow' has an effect on symmetric integer formats only; "
@@ -176,7 +181,10 @@ class TensorScheme:
             return TensorScheme(name)
         mode = "static" if self.mode == "off" else self.mode
         if isinstance(number, LevelFormat):
-            return replace(self, format=name, mode=mode, symmetric=True, convention="onnx", narrow=None)
+            goal = self.goal.centred().name
+            return replace(
+                self, format=name, mode=mode, symmetric=True, objective=goal, convention="onnx", narrow=None
+            )
         return replace(self, format=name, mode=mode)
 
     def describe(self) -> str:

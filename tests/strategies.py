@@ -18,7 +18,16 @@ from torch import Tensor
 
 from explorer.calibrate import OBJECTIVES
 from explorer.errors import SchemeError
-from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES, SCALES, IntegerFormat, LevelFormat
+from explorer.formats import (
+    CONVENTIONS,
+    FORMATS,
+    GRANULARITIES,
+    SCALES,
+    IntegerFormat,
+    LevelFormat,
+    Parameter,
+    spelled,
+)
 from explorer.recipe import MODES, TENSORS, LayerConfig, Recipe, TensorScheme
 
 SCALED = tuple(name for name, number in FORMATS.items() if number.scaled)
@@ -29,9 +38,13 @@ FLOATING = tuple(name for name, number in FORMATS.items() if not number.scaled)
 
 def names(table: Mapping[str, Any], size: int = 2) -> tuple[str, ...]:
     """One name for each entry of a table; a template is filled with ``size`` or with its own example."""
+
+    def number(entry: Any) -> object:
+        parameter = getattr(entry, "parameter", None)
+        return spelled(parameter.usual) if parameter else size
+
     return tuple(
-        f"{key.split(':')[0]}:{getattr(entry, 'parameter', '') or size}" if ":" in key else key
-        for key, entry in table.items()
+        f"{key.split(':')[0]}:{number(entry)}" if ":" in key else key for key, entry in table.items()
     )
 
 
@@ -152,10 +165,14 @@ def granularity_names() -> st.SearchStrategy[str]:
 
 def objective_names() -> st.SearchStrategy[str]:
     plain = [key for key, entry in OBJECTIVES.items() if not entry.parameter]
-    # The one parameter so far is a percentage.
-    shares = st.integers(5001, 10000).map(lambda hundredths: hundredths / 100)
-    taken = [key.split(":")[0] for key, entry in OBJECTIVES.items() if entry.parameter]
-    return st.one_of(st.sampled_from(plain), st.builds("{}:{:g}".format, st.sampled_from(taken), shares))
+
+    def drawn(key: str, parameter: Parameter) -> st.SearchStrategy[str]:
+        numbers = st.floats(parameter.above, parameter.most, exclude_min=True)
+        several = st.lists(numbers, min_size=1, max_size=parameter.count)
+        return several.map(lambda given: ":".join([key.split(":")[0], *map(spelled, given)]))
+
+    taken = [drawn(key, entry.parameter) for key, entry in OBJECTIVES.items() if entry.parameter]
+    return st.one_of(st.sampled_from(plain), *taken)
 
 
 FIELD_VALUES: dict[str, st.SearchStrategy[Any]] = {

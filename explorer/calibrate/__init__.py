@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from explorer.calibrate.fit import fit
 from explorer.calibrate.objectives import OBJECTIVES, objective
-from explorer.calibrate.rules import MinMax, MovingAverage, Objective, Percentile, quantile
+from explorer.calibrate.rules import Clip, MinMax, MovingAverage, Objective, Percentile, quantile
 from explorer.calibrate.sample import GrowingHistogram, Sample
 from explorer.calibrate.search import KL, MSE
 
@@ -12,6 +12,7 @@ __all__ = [
     "KL",
     "MSE",
     "OBJECTIVES",
+    "Clip",
     "GrowingHistogram",
     "MinMax",
     "MovingAverage",

@@ -5,25 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from explorer.calibrate.rules import MinMax, MovingAverage, Objective, Percentile
+from explorer.calibrate.rules import Clip, MinMax, MovingAverage, Objective, Percentile
 from explorer.calibrate.search import KL, MSE
 from explorer.errors import SchemeError
-from explorer.formats import entry_named
+from explorer.formats import Parameter, entry_named, spelled
 
 
 @dataclass(frozen=True)
 class ObjectiveEntry:
-    """A line of the table: how to build the objective from the number after the colon, if it has one."""
+    """A line of the table: how to build the objective from the numbers after the colon, if it takes any."""
 
     help: str
     build: Callable[..., Objective]
-    parameter: str = ""
+    parameter: Parameter | None = None
 
 
 OBJECTIVES: dict[str, ObjectiveEntry] = {
     "minmax": ObjectiveEntry("the full range: nothing is clipped", MinMax),
     "moving_average": ObjectiveEntry("running average of the batches' extremes", MovingAverage),
-    "percentile:P": ObjectiveEntry("the central P percent of the values", Percentile, "99.9"),
+    "percentile:P": ObjectiveEntry("the central P percent of the values", Percentile, Percentile.PARAMETER),
+    "clip:F": ObjectiveEntry(
+        "the share F of each group's full range, 1 being minmax; clip:LO:HI for a share at each end",
+        Clip,
+        Clip.PARAMETER,
+    ),
     "mse": ObjectiveEntry("least mean squared error", MSE),
     "kl": ObjectiveEntry("least Kullback-Leibler divergence (entropy)", KL),
 }
@@ -38,14 +43,18 @@ def objective(name: str) -> Objective:
     >>> objective("percentile:99.9")
     Percentile(percent=99.9)
     """
-    entry, word, number = entry_named(name, OBJECTIVES, "objective")
-    if not entry.parameter:
+    entry, word, numbers = entry_named(name, OBJECTIVES, "objective")
+    if entry.parameter is None:
         return entry.build()
+    words = numbers.split(":")
     try:
-        return entry.build(float(number))
-    except ValueError as error:
-        if isinstance(error, SchemeError):
-            raise
+        given = [float(number) for number in words]
+    except ValueError:
+        given = []
+    if not 1 <= len(given) <= entry.parameter.count:
+        wanted = "a number" if entry.parameter.count == 1 else f"one to {entry.parameter.count} numbers"
         raise SchemeError(
-            f"The objective {name!r} needs a number after the colon, for example '{word}:{entry.parameter}'."
-        ) from None
+            f"The objective {name!r} needs {wanted} after the colon, "
+            f"for example '{word}:{spelled(entry.parameter.usual)}'."
+        )
+    return entry.build(*given)

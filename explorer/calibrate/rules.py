@@ -6,16 +6,15 @@ highest real number of each group.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from explorer.calibrate.sample import Sample
-from explorer.errors import SchemeError
-from explorer.formats import Grid
+from explorer.formats import Grid, Parameter, spelled
 
 Range = tuple[Tensor, Tensor]
 
@@ -32,6 +31,10 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, sample: Sample, grid: Grid) -> Range:
         """The lowest and highest real value of each group, float32 ``(groups,)`` each."""
+
+    def centred(self) -> Objective:
+        """This objective for a range that is centred on zero and so has a single bound."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -76,17 +79,14 @@ class Percentile(Objective):
     """
 
     percent: float
+    PARAMETER: ClassVar[Parameter] = Parameter(99.9, above=50, most=100, step=0.1)
 
     def __post_init__(self) -> None:
-        if not (50 < self.percent <= 100 and math.isfinite(self.percent)):
-            raise SchemeError(
-                f"A percentile lies above 50 and at most at 100, not at {self.percent:g}; "
-                "'percentile:99.9' is a usual choice."
-            )
+        self.PARAMETER.check("A percentile", self.percent)
 
     @property
     def name(self) -> str:
-        return f"percentile:{self.percent:g}"
+        return f"percentile:{spelled(self.percent)}"
 
     def __call__(self, sample: Sample, grid: Grid) -> Range:
         share = self.percent / 100
@@ -95,6 +95,52 @@ class Percentile(Objective):
             return -bound, bound
         low = quantile(sample.values, sample.weights, 1 - share)
         return low, quantile(sample.values, sample.weights, share)
+
+
+@dataclass(frozen=True)
+class Clip(Objective):
+    """A share of each group's full range, zero being in it: ``low`` of its lowest end, ``high`` of its highest.
+
+    Args:
+        low: 1 leaves the end where it is, less clips, more leaves room.
+        high: None for the same as ``low``.
+
+    >>> from explorer.formats import FORMATS, granularity
+    >>> sample = Sample.of(torch.tensor([[-2.0, 4.0]]), granularity("layer"), 0)
+    >>> [end.item() for end in Clip(0.5, 0.75)(sample, Grid(FORMATS["int8"], symmetric=False))]
+    [-1.0, 3.0]
+    """
+
+    low: float
+    high: float | None = None
+    PARAMETER: ClassVar[Parameter] = Parameter(0.9, above=0, most=4, step=0.01, count=2)
+
+    def __post_init__(self) -> None:
+        # One spelling for one meaning.
+        object.__setattr__(self, "high", None if self.high == self.low else self.high)
+        self.PARAMETER.check("A share of the full range", *self.shares)
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Of the lowest and of the highest end."""
+        return self.low, self.low if self.high is None else self.high
+
+    @property
+    def name(self) -> str:
+        return ":".join(["clip", *map(spelled, self.shares[: 1 if self.high is None else 2])])
+
+    def centred(self) -> Clip:
+        return Clip(max(self.shares))
+
+    def __call__(self, sample: Sample, grid: Grid) -> Range:
+        low, high = self.shares
+        return -_share(-sample.minimum, low), _share(sample.maximum, high)
+
+
+def _share(end: Tensor, share: float) -> Tensor:
+    """``share`` of the ends above zero: a float32 number, and not zero, which would be no range at all."""
+    kind = torch.finfo(torch.float32)
+    return torch.where(end > 0, (end * share).clamp(kind.tiny, kind.max), 0.0)
 
 
 def quantile(values: Tensor, weights: Tensor | None, share: float) -> Tensor:

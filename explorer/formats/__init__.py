@@ -8,7 +8,16 @@ from __future__ import annotations
 import torch
 
 from explorer.errors import SchemeError, unknown
-from explorer.formats.base import MOST_VALUES, Format, IntegerFormat, check_finite, entry_named
+from explorer.formats.base import (
+    MOST_VALUES,
+    Format,
+    IntegerFormat,
+    Parameter,
+    check_finite,
+    entry_named,
+    family,
+    spelled,
+)
 from explorer.formats.floating import FloatFormat
 from explorer.formats.granularity import GRANULARITIES, Channel, Granularity, granularity
 from explorer.formats.levels import LEVEL_FORMATS, LevelFormat
@@ -40,6 +49,7 @@ __all__ = [
     "Grid",
     "IntegerFormat",
     "LevelFormat",
+    "Parameter",
     "QParams",
     "ScaleRule",
     "check_finite",
@@ -48,10 +58,12 @@ __all__ = [
     "encode",
     "entry_named",
     "fake_quantize_",
+    "family",
     "format_named",
     "granularity",
     "pack",
     "packed_bytes",
+    "spelled",
     "unpack",
 ]
 

@@ -13,7 +13,7 @@ reproduced exactly.  NaN and infinity are errors (:func:`check_finite`); nothing
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -98,6 +98,62 @@ def entry_named(name: str, table: Mapping[str, Entry], kind: str) -> tuple[Entry
     if key not in table:
         raise SchemeError(unknown(kind, name, table))
     return table[key], word, number
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """The number after the colon in the name of a table's entry: what it may be, and what is usual.
+
+    Args:
+        usual: what menus offer.
+        above: every number lies above this one,
+        most: and at or below this one.
+        step: of a field in which it is typed.
+        count: how many such numbers may follow each other, with colons between them.
+    """
+
+    usual: float
+    above: float
+    most: float
+    step: float
+    count: int = 1
+
+    def check(self, what: str, *numbers: float) -> None:
+        """Refuse numbers out of bounds.
+
+        Args:
+            what: the number's name, to begin a sentence with.
+
+        Raises:
+            SchemeError: with the bounds and the usual number.
+
+        >>> Parameter(99.9, 50, 100, 0.1).check("A percentile", 99.0)
+        """
+        for number in numbers:
+            if not self.above < number <= self.most:
+                raise SchemeError(
+                    f"{what} lies above {spelled(self.above)} and at most at {spelled(self.most)}, "
+                    f"not at {spelled(number)}; {spelled(self.usual)} is a usual choice."
+                )
+
+
+def spelled(number: float) -> str:
+    """A number as it stands in a name, to ten digits.
+
+    >>> spelled(99.999999), spelled(2.0)
+    ('99.999999', '2')
+    """
+    return f"{number:.10g}"
+
+
+def family(name: str, table: Iterable[str]) -> str:
+    """The entry of a table that a name belongs to.
+
+    >>> family("group:7", ["layer", "group:N"]), family("layer", ["layer", "group:N"])
+    ('group:N', 'layer')
+    """
+    word = name.partition(":")[0]
+    return next((key for key in table if key.partition(":")[0] == word), name)
 
 
 def check_finite(tensor: Tensor, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from explorer.calibrate import OBJECTIVES
-from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES, LevelFormat
+from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES, LevelFormat, family, spelled
 from explorer.recipe import MODES, PRESETS
 
 # The numbers that are offered for entries of the tables that take one; any other can be typed in the inspector.
@@ -33,7 +33,8 @@ def granularities(tensor: str) -> list[str]:
 def objectives() -> list[str]:
     """The objectives, those that take a number with the usual one."""
     return [
-        name.replace("P", entry.parameter) if entry.parameter else name for name, entry in OBJECTIVES.items()
+        f"{name.partition(':')[0]}:{spelled(entry.parameter.usual)}" if entry.parameter else name
+        for name, entry in OBJECTIVES.items()
     ]
 
 
@@ -43,8 +44,7 @@ def objective_family(name: str) -> str:
     >>> objective_family("percentile:99.5"), objective_family("mse")
     ('percentile:P', 'mse')
     """
-    word = name.partition(":")[0]
-    return f"{word}:P" if f"{word}:P" in OBJECTIVES else name
+    return family(name, OBJECTIVES)
 
 
 def granularity_family(name: str) -> str:
@@ -53,8 +53,7 @@ def granularity_family(name: str) -> str:
     >>> granularity_family("group:7")
     'group:N'
     """
-    word = name.partition(":")[0]
-    return f"{word}:N" if f"{word}:N" in GRANULARITIES else name
+    return family(name, GRANULARITIES)
 
 
 def conventions() -> list[str]:

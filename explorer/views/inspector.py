@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from explorer.calibrate import OBJECTIVES
-from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES, LevelFormat
+from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES, LevelFormat, Parameter, spelled
 from explorer.recipe import MODES, TensorScheme
 from explorer.views import choices, kit, theme
 from explorer.views.state import PageState
@@ -26,7 +26,7 @@ CSS = (
 .why {{ border-left: 3px solid {theme.SENSITIVE}; padding: 4px 8px; background: var(--wash); }}
 """
 )
-SIZE, PERCENT = 32, 99.9
+SIZE = 32
 
 
 class TensorControls:
@@ -46,7 +46,8 @@ class TensorControls:
         self.grain = kit.select("granularity", grains, "layer")
         self.size = kit.whole("N", SIZE, start=1, width=84)
         self.goal = kit.select("objective", list(OBJECTIVES), "minmax")
-        self.percent = kit.real("P", PERCENT, start=50, end=100, step=0.1, width=84)
+        # The numbers of an objective that takes any: one, or one for each end of an asymmetric range.
+        self.numbers = [kit.real("", 1.0, width=84), kit.real("", 1.0, width=84)]
         self.convention = kit.select("convention", choices.conventions(), "onnx")
         self.mode = kit.select("mode", modes, "static", width=112) if modes else None
         self.refused = kit.html(css=CSS, visible=False)
@@ -59,7 +60,7 @@ class TensorControls:
             kit.html(f'<div class="title">{self.tensor}</div>', css=CSS, height=17),
             kit.row(self.format, self.symmetric),
             kit.row(self.grain, self.size),
-            kit.row(self.goal, self.percent),
+            kit.row(self.goal, *self.numbers),
             kit.row(*last),
             self.refused,
         ]
@@ -72,14 +73,43 @@ class TensorControls:
             widget.param.watch(lambda event, field=field: self._change(field, event.new), "value")
         for widget in (self.grain, self.size):
             widget.param.watch(lambda *_: self._change("granularity", self._granularity()), "value")
-        for widget in (self.goal, self.percent):
+        self.goal.param.watch(lambda *_: self._pick_goal(), "value")
+        for widget in self.numbers:
             widget.param.watch(lambda *_: self._change("objective", self._objective()), "value")
 
     def _granularity(self) -> str:
         return str(self.grain.value).replace(":N", f":{self.size.value}")
 
     def _objective(self) -> str:
-        return str(self.goal.value).replace(":P", f":{self.percent.value:g}" if self.percent.value else ":")
+        word = str(self.goal.value).partition(":")[0]
+        typed = [widget.value for widget in self.numbers if widget.visible]
+        return ":".join([word, *("" if number is None else spelled(number) for number in typed)])
+
+    def _pick_goal(self) -> None:
+        """The objective that was picked, with the usual numbers if it takes any."""
+        if self._quiet:
+            return
+        self._quiet = True
+        try:
+            parameter = OBJECTIVES[self.goal.value].parameter
+            self._show_numbers([parameter.usual] if parameter else [])
+        finally:
+            self._quiet = False
+        self._change("objective", self._objective())
+
+    def _show_numbers(self, given: list[float]) -> None:
+        """Fields for the numbers that the objective takes, with those ``given``."""
+        parameter: Parameter | None = OBJECTIVES[self.goal.value].parameter
+        letter = str(self.goal.value).partition(":")[2]
+        count = parameter.count if parameter and not self.symmetric.value else int(parameter is not None)
+        for place, widget in enumerate(self.numbers):
+            widget.visible = place < count
+            if parameter is not None and widget.visible:
+                label = letter if count == 1 else f"{letter} {('low', 'high')[place]}"
+                value = given[place] if place < len(given) else given[0]
+                widget.param.update(
+                    label=label, start=parameter.above, end=parameter.most, step=parameter.step, value=value
+                )
 
     def _change(self, field: str, value: object) -> None:
         if self._quiet:
@@ -113,15 +143,12 @@ class TensorControls:
         if size:
             self.size.value = int(size)
         self.goal.value = choices.objective_family(scheme.objective)
-        percent = scheme.objective.partition(":")[2]
-        if percent:
-            self.percent.value = float(percent)
+        self._show_numbers([float(number) for number in scheme.objective.split(":")[1:]])
         self.convention.value = scheme.convention
         if self.mode is not None:
             self.mode.value = scheme.mode
         self.size.visible = GRANULARITIES[self.grain.value].sized
-        self.percent.visible = bool(OBJECTIVES[self.goal.value].parameter)
-        for widget in (self.symmetric, self.grain, self.size, self.goal, self.percent, self.convention):
+        for widget in (self.symmetric, self.grain, self.size, self.goal, *self.numbers, self.convention):
             widget.disabled = not scheme.scaled
         if isinstance(scheme.number, LevelFormat):
             self.symmetric.disabled = self.convention.disabled = True

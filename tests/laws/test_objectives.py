@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from explorer.calibrate.sample import MOST_READ, Bins, stride
 from explorer.calibrate.search import Search
 from explorer.errors import SchemeError, TensorError
 from explorer.formats import CONVENTIONS, FORMATS, Grid, IntegerFormat, QParams, granularity
+from explorer.recipe import TensorScheme
 from tests import oracles
 from tests.strategies import GOALS
 
@@ -292,9 +294,62 @@ def test_percentiles_out_of_bounds_are_refused(word: str) -> None:
         objective(word)
 
 
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (1, 1), (2.25, 2.25), (0.25, 0.75), (1.5, 0.125)])
+def test_a_clip_is_a_share_of_each_end(low: float, high: float, kind: str) -> None:
+    """Exactly, for shares and ends whose product is a float32; zero is part of the full range."""
+    tensor = torch.stack([VALUES[kind], VALUES[kind] * 8]).mul(64).round().div(64)
+    sample = Sample.of(tensor, granularity("channel"), 0)
+    found = objective(f"clip:{low}:{high}")(sample, grid("int8", False))
+    for row, values in enumerate(tensor.tolist()):
+        assert Fraction(found[0][row].item()) == min(0, Fraction(min(values))) * Fraction(low)
+        assert Fraction(found[1][row].item()) == max(0, Fraction(max(values))) * Fraction(high)
+
+
+def test_a_clip_of_the_whole_range_is_minmax() -> None:
+    for kind, values in VALUES.items():
+        for symmetric in (True, False):
+            levels = grid("int5", symmetric)
+            found = [fit(Sample.of(values, LAYER, 0), levels, objective(g)) for g in ("clip:1", "minmax")]
+            assert one(found[0]) == one(found[1]), kind
+
+
+def test_a_clip_never_leaves_float32() -> None:
+    most = torch.finfo(torch.float32).max
+    sample = Sample.of(torch.tensor([-most, most]), LAYER, 0)
+    for symmetric in (True, False):
+        assert math.isfinite(fit(sample, grid("int8", symmetric), objective("clip:4")).scale.item())
+        small = fit(
+            Sample.of(torch.tensor([-1.0, 2.0]), LAYER, 0), grid("int8", symmetric), objective("clip:1e-99")
+        )
+        assert 0 < small.scale.item() < 1e-30
+
+
+def test_a_symmetric_range_has_one_bound() -> None:
+    with pytest.raises(SchemeError, match=r"one bound.*use objective: clip:0\.9, or symmetric: false"):
+        TensorScheme(objective="clip:0.5:0.9")
+    assert TensorScheme(objective="clip:0.9:0.90").objective == "clip:0.9"
+    split = TensorScheme("uint8", "layer", symmetric=False, objective="clip:0.5:0.9")
+    assert split.with_format("fp8_e4m3").objective == "clip:0.9"
+    assert split.with_format("int4").objective == "clip:0.5:0.9"
+
+
+@pytest.mark.parametrize("word", ["clip:0", "clip:-1", "clip:4.01", "clip:nan", "clip:0.5:0", "clip:inf"])
+def test_clips_out_of_bounds_are_refused(word: str) -> None:
+    with pytest.raises(SchemeError, match=r"above 0 and at most at 4, not at .*0\.9 is a usual choice"):
+        objective(word)
+
+
+def test_numbers_are_kept_to_the_last_digit() -> None:
+    for word in ("percentile:99.999999", "clip:0.1234567:0.7654321", "clip:1e-09"):
+        assert TensorScheme("uint8", "layer", symmetric=False, objective=word).objective == word
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
+        ("clip:1:2:3", "needs one to 2 numbers after the colon, for example 'clip:0.9'"),
+        ("percentile:99:98", "needs a number after the colon"),
         ("mze", "Did you mean 'mse'"),
         ("percentile", "needs a number after the colon, for example 'percentile:99.9'"),
         ("percentile:x", "needs a number"),

@@ -117,6 +117,24 @@ def test_a_refused_scheme_says_why_and_changes_nothing(open_page: Callable[[], A
     expect(cell(page, 1, "a_mode")).to_have_text("dynamic")
 
 
+def test_an_objective_shows_the_numbers_it_takes(open_page: Callable[[], Any]) -> None:
+    page = open_page()
+    choose(page, "objective", "clip:F")
+    weight = page.get_by_label("F", exact=True)
+    expect(weight).to_have_value("0.9")
+    expect(caption(page)).to_contain_text("sym clip:0.9")
+    weight.fill("0.75")
+    weight.press("Enter")
+    expect(caption(page)).to_contain_text("sym clip:0.75")
+    choose(page, "objective", "clip:F", which=1)
+    page.get_by_label("F low", exact=True).fill("0.5")
+    page.get_by_label("F low", exact=True).press("Enter")
+    expect(page.get_by_label("F high", exact=True)).to_have_value("0.9")
+    choose(page, "objective", "percentile:P", which=1)
+    expect(page.get_by_label("P", exact=True)).to_have_value("99.9")
+    expect(page.get_by_label("F high", exact=True)).to_be_hidden()
+
+
 def test_marked_layers_are_edited_together(open_page: Callable[[], Any]) -> None:
     page = open_page()
     page.get_by_role("button", name="mark all layers").click()
