@@ -29,7 +29,9 @@ from explorer.study import (
     Comparison,
     Evaluation,
     Histogram,
+    Jackknife,
     Lens,
+    Source,
     Sweep,
     additivity,
     compare_steps,
@@ -37,6 +39,7 @@ from explorer.study import (
     evaluate_steps,
     histogram_of,
     input_channels,
+    jackknife_steps,
     layer_reports,
     lens_of,
     rows_for,
@@ -578,6 +581,36 @@ class Session:
             return dynamic_channels(layer, chosen, sample, value, found.channel)
         params = self.subject.calibration.params(found, index, chosen) if chosen.scaled else None
         return input_channels(layer, chosen, sample, params)
+
+    def jackknife_steps(
+        self, layer: str, index: int = 0, scheme: SchemeLike | None = None, images: int | None = None
+    ) -> Iterator[Jackknife]:
+        """How the fixed range of a layer's input hangs on the calibration images: an answer, perhaps a better one.
+
+        Args:
+            layer: its name.
+            index: which input, where it has several.
+            scheme: None takes the recipe's.
+            images: how many of the calibration images, None for all that set the ranges.
+
+        Raises:
+            LayerError: when the layer does not exist or has no such input.
+            SchemeError: when its range is not fixed beforehand.
+            DataError: for a number of images below two.
+        """
+        found, chosen = self._tensor(layer, "input", scheme)
+        self._check_input(found, index)
+        subject = self.subject
+        stream = subject.calibration_stream
+        count = min(stream.count(images), subject.calibration_images)
+        source = Source(subject.engine, subject.floats, lambda: stream.batches(count), found, index, chosen)
+        yield from jackknife_steps(source, count, stream.size)
+
+    def jackknife(
+        self, layer: str, index: int = 0, scheme: SchemeLike | None = None, images: int | None = None
+    ) -> Jackknife:
+        """The last answer of :meth:`jackknife_steps`."""
+        return deque(self.jackknife_steps(layer, index, scheme, images), maxlen=1)[0]
 
     def _channel_sample(self, layer: Layer, index: int) -> Sample:
         """The calibration sample of an input with one group a channel; of all inputs the latest is held."""

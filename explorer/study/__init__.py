@@ -6,6 +6,7 @@ from explorer.study.channels import Channels, dynamic_channels, input_channels, 
 from explorer.study.compare import Comparison, compare_steps
 from explorer.study.evaluate import Evaluation, Examples, Flip, LayerReport, evaluate_steps, layer_reports
 from explorer.study.histogram import Histogram, histogram_of
+from explorer.study.jackknife import Influence, Jackknife, Source, jackknife_steps
 from explorer.study.lens import Lens, lens_of
 from explorer.study.measures import MEASURES
 from explorer.study.metrics import ErrorSums, mean_interval, paired, skewed_interval, wilson
@@ -26,8 +27,11 @@ __all__ = [
     "Examples",
     "Flip",
     "Histogram",
+    "Influence",
+    "Jackknife",
     "LayerReport",
     "Lens",
+    "Source",
     "Sweep",
     "additivity",
     "compare_steps",
@@ -35,6 +39,7 @@ __all__ = [
     "evaluate_steps",
     "histogram_of",
     "input_channels",
+    "jackknife_steps",
     "layer_reports",
     "lens_of",
     "mean_interval",
