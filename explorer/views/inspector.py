@@ -47,7 +47,8 @@ class TensorControls:
         self.size = kit.whole("N", SIZE, start=1, width=84)
         self.goal = kit.select("objective", list(OBJECTIVES), "minmax")
         # The numbers of an objective that takes any: one, or one for each end of an asymmetric range.
-        self.numbers = [kit.real("", 1.0, width=84), kit.real("", 1.0, width=84)]
+        self.numbers = [kit.real("", 1.0), kit.real("", 1.0)]
+        self.number_row = kit.row(*self.numbers, visible=False)
         self.convention = kit.select("convention", choices.conventions(), "onnx")
         self.mode = kit.select("mode", modes, "static", width=112) if modes else None
         self.refused = kit.html(css=CSS, visible=False)
@@ -60,7 +61,8 @@ class TensorControls:
             kit.html(f'<div class="title">{self.tensor}</div>', css=CSS, height=17),
             kit.row(self.format, self.symmetric),
             kit.row(self.grain, self.size),
-            kit.row(self.goal, *self.numbers),
+            kit.row(self.goal),
+            self.number_row,
             kit.row(*last),
             self.refused,
         ]
@@ -102,6 +104,7 @@ class TensorControls:
         parameter: Parameter | None = OBJECTIVES[self.goal.value].parameter
         letter = str(self.goal.value).partition(":")[2]
         count = parameter.count if parameter and not self.symmetric.value else int(parameter is not None)
+        self.number_row.visible = count > 0
         for place, widget in enumerate(self.numbers):
             widget.visible = place < count
             if parameter is not None and widget.visible:
