@@ -485,6 +485,13 @@ def _preset(help: str, weight: TensorScheme, input: TensorScheme) -> Preset:
     return Preset(help, Recipe(LayerConfig(weight, input)))
 
 
+def _mx(name: str, number: str) -> tuple[str, str, TensorScheme]:
+    help = (
+        f"OCP {name.upper()}: {number} in blocks of 32 with scales of powers of two, weights and activations"
+    )
+    return name, help, TensorScheme(number, "subchannel:32", scale="pow2")
+
+
 _A16 = TensorScheme("int16", "layer", symmetric=True)
 _A8 = TensorScheme("uint8", "layer", symmetric=False, objective="mse")
 _W4 = TensorScheme("int4")
@@ -514,6 +521,20 @@ PRESETS: dict[str, Preset] = {
         TensorScheme("nf4", "subchannel:64"),
         _A16,
     ),
+    **{
+        name: _preset(help, scheme, replace(scheme, mode="dynamic"))
+        for name, help, scheme in (
+            _mx("mxfp8", "fp8_e4m3"),
+            _mx("mxfp6", "fp6_e2m3"),
+            _mx("mxfp4", "fp4_e2m1"),
+            _mx("mxint8", "int8"),
+            (
+                "nvfp4",
+                "NVFP4: fp4_e2m1 in blocks of 16 with e4m3 scales, weights and activations",
+                TensorScheme("fp4_e2m1", "subchannel:16", scale="fp8"),
+            ),
+        )
+    },
     "fp16": _preset("16-bit float weights and activations", TensorScheme("fp16"), TensorScheme("fp16")),
     "bf16": _preset("bfloat16 weights and activations", TensorScheme("bf16"), TensorScheme("bf16")),
 }

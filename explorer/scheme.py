@@ -40,7 +40,7 @@ class TensorScheme:
         mode: for activations ``static``, ``dynamic`` or ``off``.
         convention: whose arithmetic: ``onnx``, ``torch``, ``aimet``, ``nncf``.
         narrow: leave out the lowest code of a symmetric signed format; None does as the convention does.
-        scale: which scales are allowed: ``float`` or ``pow2``.
+        scale: which scales are allowed: ``float``, ``pow2`` (as in MX) or ``fp8`` (as in NVFP4).
 
     Raises:
         SchemeError: for a value that does not exist or values that do not go together.
@@ -84,6 +84,8 @@ class TensorScheme:
                 f"A symmetric range has one bound, so it cannot have those of {goal.name!r}; "
                 f"use objective: {goal.centred().name}, or symmetric: false."
             )
+        if self.scaled:
+            self._check_scale()
         if self.narrow is not None and not (self.symmetric and self.scaled):
             raise SchemeError(
                 "The field 'narrow' has an effect on symmetric integer formats only; "
@@ -115,6 +117,21 @@ class TensorScheme:
             raise SchemeError(
                 f"The fields 'convention' and 'narrow' have an effect on integer formats only, not on "
                 f"{self.format!r}; leave them out."
+            )
+
+    def _check_scale(self) -> None:
+        """Refuse scales that share a factor where there is one scale only, and with zero points."""
+        if not SCALES[self.scale].shared_bits:
+            return
+        if self.granularity == "layer":
+            raise SchemeError(
+                f"The scale rule {self.scale!r} has one small number for each block and one float32 for the tensor, "
+                "but granularity 'layer' has one scale only; use granularity: subchannel:16, or scale: float."
+            )
+        if not self.symmetric:
+            raise SchemeError(
+                f"The scale rule {self.scale!r} is for ranges without a zero point; set symmetric: true, "
+                "or scale: float."
             )
 
     @property

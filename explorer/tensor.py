@@ -63,6 +63,7 @@ class Quantized:
         qmax: the highest code in use.
         scheme: the scheme that made it.
         axis: the channel axis.
+        tensor_scale: float32 ``()``, the factor that all scales have in common (``scale: fp8``), else None.
     """
 
     codes: Tensor
@@ -72,6 +73,7 @@ class Quantized:
     qmax: int
     scheme: TensorScheme
     axis: int
+    tensor_scale: Tensor | None = None
 
     def values(self) -> Tensor:
         """The real values, float32, the shape of the tensor."""
@@ -88,6 +90,11 @@ class Quantized:
         return pack(self.codes.numpy(), self.scheme.bits, self.qmin if self.qmin < 0 else 0)
 
     @property
+    def scale_codes(self) -> Tensor:
+        """The scales as they are stored, int64 of the same shape: E8M0 or e4m3 codes, or float32 bit patterns."""
+        return self.scheme.grid.scale.stored(self.scale, self.tensor_scale)
+
+    @property
     def payload_bytes(self) -> int:
         """Bytes of the packed codes."""
         return packed_bytes(self.codes.numel(), self.scheme.bits)
@@ -99,10 +106,15 @@ class Quantized:
 
 
 def metadata_bytes(scheme: TensorScheme, groups: int) -> int:
-    """Bytes that scales and zero points of ``groups`` groups take; zero points have the width of the codes."""
+    """Bytes that scales and zero points of ``groups`` groups take; zero points have the width of the codes.
+
+    >>> metadata_bytes(TensorScheme("fp4_e2m1", "subchannel:16", scale="fp8"), 10)
+    14
+    """
     if not scheme.scaled:
         return 0
-    scales = packed_bytes(groups, scheme.grid.scale.bits)
+    rule = scheme.grid.scale
+    scales = packed_bytes(groups, rule.bits) + packed_bytes(1, rule.shared_bits)
     return scales if scheme.symmetric else scales + packed_bytes(groups, scheme.bits)
 
 
@@ -158,6 +170,7 @@ def quantize(tensor: Tensor, scheme: SchemeLike, axis: int = 0, name: str = "ten
         params.qmax,
         scheme,
         axis,
+        params.shared,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from explorer.calibrate.rules import Objective
 from explorer.calibrate.sample import Sample
-from explorer.formats import Grid, QParams
+from explorer.formats import Grid, QParams, fake_quantize_
 
 
 def fit(sample: Sample, grid: Grid, objective: Objective) -> QParams:
@@ -20,10 +20,13 @@ def fit(sample: Sample, grid: Grid, objective: Objective) -> QParams:
     >>> fit(sample, Grid(FORMATS["int8"]), MinMax()).scale.item()
     2.0
     """
-    grid = grid.settle(sample.minimum)
+    grid = grid.settle(sample.minimum, sample.maximum)
     params = grid.params(*objective(sample, grid))
-    value = sample.minimum.abs()
-    constant = (sample.minimum == sample.maximum) & ((value == 0) | (grid.scale(value) == value))
+    constant = sample.minimum == sample.maximum
     if not bool(constant.any()):
         return params
-    return grid.constant(sample.minimum).where(constant, params)
+    alone = grid.constant(sample.minimum)
+    if not grid.scale.free:
+        kept = fake_quantize_(sample.minimum, alone.scale, alone.zero_point, alone)
+        constant &= kept == sample.minimum
+    return alone.where(constant, params)

@@ -15,7 +15,7 @@ from torch import Tensor
 from explorer.calibrate.prepared import Counted, Plain, Prepared, Spread, edges, outermost
 from explorer.calibrate.rules import Objective, Range
 from explorer.calibrate.sample import Sample
-from explorer.formats import Grid, LevelFormat, QParams
+from explorer.formats import Grid, LevelFormat, QParams, extent
 
 # How many numbers a step of a search may hold at a time: 2 MiB of float32, some ten arrays of that size.
 _CHUNK = 1 << 19
@@ -27,11 +27,6 @@ _POINTS_A_CODE = 8
 _FEWEST_BINS = 128
 
 
-def _widest(sample: Sample) -> float:
-    """How far the group that reaches furthest lies from zero."""
-    return float(torch.maximum(sample.maximum, -sample.minimum).clamp(min=0).max())
-
-
 @dataclass(frozen=True)
 class Search(Objective):
     """An objective with a cost: the range of least cost among candidates that shrink the full one.
@@ -39,6 +34,8 @@ class Search(Objective):
     First both ends shrink together through ``count`` evenly spaced shares of the full range; then, where
     the range has two free ends, each end moves by itself; last, the neighbourhood of the best is searched
     more finely, each end by itself and both together.  The full range is the first candidate and wins ties.
+    Where only some numbers may be a scale, those around the full range's are tried too, the next larger one among
+    them; of powers of two there are so few that each is tried.
     """
 
     count: int = 100
@@ -65,7 +62,7 @@ class Search(Objective):
     def __call__(self, sample: Sample, grid: Grid) -> Range:
         # Some groups after the other: what a search holds does not grow with the tensor.
         if grid.widest is None:
-            grid = replace(grid, widest=_widest(sample))
+            grid = replace(grid, widest=extent(sample.minimum, sample.maximum))
         rows = max(1, _CHUNK // self.size(sample))
         found = [self._search(part, grid) for part in sample.split(rows)]
         low, high = (torch.cat(ends) for ends in zip(*found, strict=True))
@@ -95,8 +92,10 @@ class Search(Objective):
                 shares = tuple(torch.where(better, new, old) for new, old in zip(found, shares, strict=True))  # type: ignore[assignment]
 
         groups = sample.groups
-        both = torch.arange(self.count, 0, -1) / self.count
+        both = grid.shares(self.count)
         attempt(both.expand(groups, -1), both.expand(groups, -1))
+        if len(both) < self.count:
+            return full[0][:, 0] * shares[0], full[1][:, 0] * shares[1]
         two_sided = not grid.symmetric and bool(((full[0] < 0) & (full[1] > 0)).any())
         if two_sided:
             coarse = torch.arange(-8, 9) / 20
@@ -197,7 +196,7 @@ class KL(Search):
         points = (sample.weights > 0).sum(1)
         finest = torch.tensor([self.resolution(n) for n in range(sample.values.shape[1] + 1)])[points]
         if grid.widest is None:
-            grid = replace(grid, widest=_widest(sample))
+            grid = replace(grid, widest=extent(sample.minimum, sample.maximum))
         low, high = torch.empty_like(sample.minimum), torch.empty_like(sample.maximum)
         for bins in finest.unique():
             rows = finest == bins

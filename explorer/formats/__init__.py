@@ -22,16 +22,16 @@ from explorer.formats.floating import FloatFormat
 from explorer.formats.granularity import GRANULARITIES, Channel, Granularity, granularity
 from explorer.formats.levels import LEVEL_FORMATS, LevelFormat
 from explorer.formats.packing import pack, packed_bytes, unpack
+from explorer.formats.scales import SCALES, ScaleRule
 from explorer.formats.uniform import (
     CONVENTIONS,
-    SCALES,
     Convention,
     Grid,
     QParams,
-    ScaleRule,
     convention,
     decode,
     encode,
+    extent,
     fake_quantize_,
 )
 
@@ -57,6 +57,7 @@ __all__ = [
     "decode",
     "encode",
     "entry_named",
+    "extent",
     "fake_quantize_",
     "family",
     "format_named",

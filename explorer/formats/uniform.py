@@ -20,8 +20,8 @@ from torch import Tensor
 from explorer.errors import SchemeError, unknown
 from explorer.formats.base import IntegerFormat
 from explorer.formats.levels import LevelFormat
+from explorer.formats.scales import SCALES, TINY, ScaleRule
 
-TINY = float(torch.finfo(torch.float32).tiny)
 # Elements that a thread takes through all passes at a time in tensors that do not fit the cache.
 PIECE = 1 << 20
 # A run of fewer neighbours that share a scale is not worth a vector loop of its own.
@@ -41,7 +41,7 @@ class Convention:
         snap: an asymmetric range has one border moved outwards until zero falls on the grid; otherwise
             the zero point is rounded and the range shifts by up to half a step.
         reciprocal: values are multiplied by ``1 / scale`` and not divided by the scale.
-        floor: the smallest scale.
+        floor: the smallest scale, where it is more than a scale rule's own.
         least_range: the smallest width of an asymmetric range.
         group_floor: the smallest range of a group as a share of the largest group's, and in absolute terms.
     """
@@ -53,7 +53,7 @@ class Convention:
     unsigned: bool = True
     snap: bool = False
     reciprocal: bool = False
-    floor: float = TINY
+    floor: float = 0.0
     least_range: float = 0.0
     group_floor: tuple[float, float] = (0.0, 0.0)
 
@@ -82,28 +82,6 @@ CONVENTIONS: dict[str, Convention] = {
 
 
 @dataclass(frozen=True)
-class ScaleRule:
-    """Which numbers a scale may be."""
-
-    name: str
-    help: str
-    bits: int
-
-    def __call__(self, scale: Tensor) -> Tensor:
-        """The scale that is stored for the wanted ``scale`` (any shape, positive)."""
-        if self.name == "pow2":
-            # log2 in double precision: exact for every float32 power of two; 2**127 is the largest of them.
-            return torch.exp2(torch.ceil(torch.log2(scale.double())).clamp(max=127)).float()
-        return scale
-
-
-SCALES: dict[str, ScaleRule] = {
-    "float": ScaleRule("float", "any float32 number", 32),
-    "pow2": ScaleRule("pow2", "the next power of two: multiplication becomes a shift", 8),
-}
-
-
-@dataclass(frozen=True)
 class Grid:
     """A family of level sets, from which a range picks one.
 
@@ -118,15 +96,23 @@ class Grid:
     scale: ScaleRule = SCALES["float"]
     # Set by `settle`: the tensor is never negative, so a symmetric range is (0, a).
     positive: bool = False
-    # The largest group's extent where ranges come some groups at a time; None takes it from the ranges.
-    widest: float | None = None
+    # The largest group's extent where ranges come some groups at a time, or one number a group where the groups
+    # belong to several tensors; None takes it from the ranges.
+    widest: float | Tensor | None = None
 
-    def settle(self, minimum: Tensor) -> Grid:
-        """The grid for a tensor whose smallest values (groups,) are known."""
+    def settle(self, minimum: Tensor, maximum: Tensor | None = None) -> Grid:
+        """The grid for a tensor whose smallest and largest values (groups,) are known.
+
+        The largest may be left out where the scale rule does not ask for the extent of the whole tensor.
+        """
+        grid = self
+        if self.scale.shared_bits and self.widest is None and maximum is not None:
+            grid = replace(self, widest=extent(minimum, maximum))
         if isinstance(self.format, LevelFormat):
-            return self
-        positive = self.symmetric and self.convention.unsigned and bool((minimum >= 0).all())
-        return replace(self, positive=positive)
+            return grid
+        signed = self.scale.signed and self.format.signed
+        positive = self.symmetric and self.convention.unsigned and not signed and bool((minimum >= 0).all())
+        return replace(grid, positive=positive)
 
     @property
     def codes(self) -> tuple[int, int]:
@@ -155,17 +141,16 @@ class Grid:
         share, least = self.convention.group_floor
         if least:
             width = torch.maximum(-low, high)
-            floor = max(share * (float(width.max()) if self.widest is None else self.widest), least)
-            high = torch.where(width < floor, torch.full_like(high, floor), high)
+            floor = (share * self._widest(width)).clamp(min=least)
+            high = torch.where(width < floor, floor, high)
         return self._symmetric(low, high) if self.symmetric else self._asymmetric(low, high)
 
-    def _finish(self, scale: Tensor, zero_point: Tensor) -> QParams:
-        scale = self.scale(scale.clamp(min=self.convention.floor))
-        return self._made(scale, zero_point)
+    def _widest(self, absmax: Tensor) -> Tensor:
+        return absmax.max() if self.widest is None else torch.as_tensor(self.widest)
 
-    def _made(self, scale: Tensor, zero_point: Tensor) -> QParams:
+    def _made(self, scale: Tensor, zero_point: Tensor, shared: Tensor | None = None) -> QParams:
         levels = self.format if isinstance(self.format, LevelFormat) else None
-        return QParams(scale, zero_point, *self.codes, self.convention.reciprocal, levels)
+        return QParams(scale, zero_point, *self.codes, self.convention.reciprocal, levels, shared)
 
     def _symmetric(self, low: Tensor, high: Tensor) -> QParams:
         _, highest = self.codes
@@ -178,8 +163,10 @@ class Grid:
             steps = ((1 << self.format.bits) - 1) / 2
         else:
             steps = float(highest - self.centre)
-        scale = torch.where(absmax > 0, absmax / steps, torch.ones_like(absmax))
-        return self._finish(scale, torch.full(scale.shape, self.centre, dtype=torch.int32))
+        widest = self._widest(absmax)
+        scale = self.scale.symmetric(absmax, steps, self.convention.floor, widest)
+        zero_point = torch.full(scale.shape, self.centre, dtype=torch.int32)
+        return self._made(scale, zero_point, self.scale.shared(steps, widest))
 
     def _asymmetric(self, low: Tensor, high: Tensor) -> QParams:
         lowest, highest = self.codes
@@ -192,13 +179,19 @@ class Grid:
         # The width of a range beyond half the largest float is not a float; its step still is.
         step = torch.where(width.isinf(), high / steps - low / steps, width / steps)
         scale = torch.where(width > 0, step, torch.ones_like(width))
-        scale = self.scale(scale.clamp(min=self.convention.floor))
+        scale = self.scale.asymmetric(scale.clamp(min=max(self.convention.floor, self.scale.least)))
         # The lowest code is even, so rounding the quotient alone is the same and does not round twice.
         zero_point = (lowest - torch.round(low / scale)).clamp(lowest, highest).to(torch.int32)
         return self._made(scale, zero_point)
 
+    def shares(self, count: int) -> Tensor:
+        """The shares of a full range that a search tries first, the full range before the others."""
+        return self.scale.shares(count) if self.symmetric else torch.arange(count, 0, -1) / count
+
     def constant(self, value: Tensor) -> QParams:
-        """Parameters that reproduce one number a group, ``value`` (groups,), exactly."""
+        """Parameters that reproduce one number a group, ``value`` (groups,), exactly where the scale rule can."""
+        if self.symmetric and not self.scale.free:
+            return self.params(value, value)
         lowest, highest = self.codes
         # A number too small to have a reciprocal becomes zero where scales are multiplied by.
         none = value.abs() < TINY if self.convention.reciprocal else value == 0
@@ -208,7 +201,12 @@ class Grid:
         else:
             zero_point = torch.where(value < 0, highest, torch.where(value > 0, lowest, max(lowest, 0)))
             zero_point = zero_point.to(torch.int32)
-        return self._made(self.scale(scale), zero_point)
+        return self._made(self.scale.asymmetric(scale), zero_point)
+
+
+def extent(minimum: Tensor, maximum: Tensor) -> float:
+    """How far the group that reaches furthest lies from zero, of smallest and largest values (groups,)."""
+    return float(torch.maximum(maximum, -minimum).clamp(min=0).max())
 
 
 def _snap(low: Tensor, high: Tensor, steps: float) -> tuple[Tensor, Tensor]:
@@ -236,6 +234,7 @@ class QParams:
         qmax: the highest code.
         reciprocal: multiply by ``1 / scale`` instead of dividing (they differ in the last bit).
         levels: the list of levels, where codes are not the integers themselves.
+        shared: the factor that all scales of the tensor have in common, where the scale rule has one.
     """
 
     scale: Tensor
@@ -244,6 +243,7 @@ class QParams:
     qmax: int
     reciprocal: bool = False
     levels: LevelFormat | None = None
+    shared: Tensor | None = None
 
     @property
     def clip(self) -> tuple[Tensor, Tensor]:

@@ -47,8 +47,13 @@ def _dynamic(values: Tensor, scheme: TensorScheme, grain: Granularity, channel: 
     # Neither whether codes are signed nor the least range may depend on what happens to be in the batch.
     rules = scheme.grid.convention
     rules = replace(rules, unsigned=False, group_floor=(0.0, rules.group_floor[1]))
-    grid = replace(scheme.grid, convention=rules)
-    params = fit(Sample.of(rows, cut, 0), grid, MinMax())
+    sample = Sample.of(rows, cut, 0)
+    widest = None
+    if scheme.grid.scale.shared_bits:
+        # What scales share is each example's own.
+        widest = values.flatten(1).abs().amax(1).repeat_interleave(sample.groups // len(values))
+    grid = replace(scheme.grid, convention=rules, widest=widest)
+    params = fit(sample, grid, MinMax())
     spread = params.spread(lambda number: cut.expand(number, rows.shape, 0))
     out = fake_quantize_(rows, *spread, params)
     return (

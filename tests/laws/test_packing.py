@@ -70,7 +70,8 @@ def test_quantized_tensors_pack(scheme: TensorScheme) -> None:
         ), name
         groups = result.scale.numel()
         if scheme.scaled:
-            scales = -(-groups * SCALES[scheme.scale].bits // 8)
+            rule = SCALES[scheme.scale]
+            scales = len(pack(result.scale_codes.numpy(), rule.bits)) + rule.shared_bits // 8
             zero_points = 0 if scheme.symmetric else -(-groups * scheme.bits // 8)
             assert result.metadata_bytes == scales + zero_points, name
         else:
