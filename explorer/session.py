@@ -31,6 +31,7 @@ from explorer.study import (
     Histogram,
     Jackknife,
     Lens,
+    NumberLine,
     Source,
     Sweep,
     additivity,
@@ -42,16 +43,25 @@ from explorer.study import (
     jackknife_steps,
     layer_reports,
     lens_of,
+    number_line,
     rows_for,
     rows_without,
     weight_channels,
 )
 from explorer.study.evaluate import check_interval
+from explorer.study.grouped import Grouped, grouped_input, grouped_weight
 from explorer.study.histogram import clipped_share
+from explorer.study.rivals import LADDER, Rival, rivals
+from explorer.study.rivals import table as rivals_table
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
 from explorer.tensor import SchemeLike, apply, as_scheme, fit_tensor
 
 _KEEP_HISTORY = 200
+
+
+def _check_bins(bins: int) -> None:
+    if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= 1 << 16:
+        raise SchemeError(f"A histogram has from 1 to 65536 bins, not {bins!r}.")
 
 
 class Session:
@@ -475,8 +485,7 @@ class Session:
         Raises:
             LayerError: when the layer does not exist or has no such tensor.
         """
-        if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= 1 << 16:
-            raise SchemeError(f"A histogram has from 1 to 65536 bins, not {bins!r}.")
+        _check_bins(bins)
         found, chosen = self._tensor(layer, tensor, scheme)
         key = (layer, f"{tensor}{index}", chosen.key, bins)
         if key not in self._histograms:
@@ -672,6 +681,82 @@ class Session:
             params = self.subject.calibration.params(layer, index, scheme)
         after = quantize_activation(value, scheme, params, layer.channel)
         return histogram_of(layer.name, "input", scheme, value, after, params, bins=bins, exact=False)
+
+    def _grouped(self, layer: str, tensor: str, scheme: SchemeLike | None = None, index: int = 0) -> Grouped:
+        """A tensor of a layer cut into groups, under a scheme or the recipe's."""
+        found, chosen = self._tensor(layer, tensor, scheme)
+        if tensor == "weight":
+            return grouped_weight(layer, self._weight(found), found.axis, chosen)
+        self._check_input(found, index)
+        calibration = self.subject.calibration
+        return grouped_input(calibration, lambda: self._first_activation(found, index), found, chosen, index)
+
+    def number_line(
+        self,
+        layer: str,
+        tensor: str = "weight",
+        scheme: SchemeLike | None = None,
+        group: int | None = None,
+        bins: int = 256,
+        index: int = 0,
+    ) -> NumberLine:
+        """The levels of a layer's weight or input: what goes to each, and where the error comes from.
+
+        Args:
+            layer: its name.
+            tensor: ``weight`` or ``input``.
+            scheme: None takes the recipe's.
+            group: one of those that share a scale, counted from 0; None takes all at once, in units of their scales.
+            bins: how many bins the distribution has.
+            index: which input, where a layer has several.
+
+        Raises:
+            LayerError: when the layer, its tensor or the group does not exist.
+            SchemeError: for float32, which has no levels to be listed.
+        """
+        _check_bins(bins)
+        return number_line(self._grouped(layer, tensor, scheme, index), group, bins)
+
+    def formats_steps(
+        self, layer: str, tensor: str = "weight", bits: float | None = None, index: int = 0
+    ) -> Iterator[tuple[Rival, ...]]:
+        """The present scheme and other formats for a tensor at equal bits for a value, one more at each step.
+
+        See :meth:`formats`.
+        """
+        found, present = self._tensor(layer, tensor, None)
+        if tensor == "weight":
+            shape, axis, ladder = tuple(self._weight(found).shape), found.axis, LADDER
+        else:
+            self._check_input(found, index)
+            node = self.graph.by_name.get(found.inputs[index])
+            shape = (1, *(node.shape[1:] if node is not None else self.graph.example_shape))
+            axis, ladder = found.channel % len(shape), (present.granularity if present.scaled else "layer",)
+        yield from rivals(
+            present, bits, shape, axis, lambda scheme: self._grouped(layer, tensor, scheme, index), ladder
+        )
+
+    def formats(
+        self, layer: str, tensor: str = "weight", bits: float | None = None, index: int = 0
+    ) -> pd.DataFrame:
+        """Formats side by side for one tensor, at equal bits for a value, best SQNR first.
+
+        Each format comes with the granularity whose scales and zero points bring it nearest to the wanted bits, and
+        only where it comes within a quarter of a bit.  Columns: format, granularity, symmetric, objective, bits,
+        bits_per_value, sqnr_db, used_levels, levels, clipped_fraction, present.
+
+        Args:
+            layer: its name.
+            tensor: ``weight`` or ``input``; an input keeps its granularity.
+            bits: for a value, all metadata counted; None for those of the present scheme.
+            index: which input, where a layer has several.
+
+        Raises:
+            LayerError: when the layer or its tensor does not exist.
+            SchemeError: for bits that are no positive number.
+        """
+        steps = self.formats_steps(layer, tensor, bits, index)
+        return rivals_table(next(iter(deque(steps, maxlen=1)), ()))
 
     def panel(self) -> Any:
         """The page, for a notebook cell or a server."""

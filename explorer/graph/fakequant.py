@@ -27,35 +27,45 @@ def quantize_activation(values: Tensor, scheme: TensorScheme, params: QParams | 
         return number.snap(values)
     grain = scheme.grain
     if params is None:
-        return _dynamic(values, scheme, grain, channel)
+        return _dynamic(values, scheme, channel)
     channel %= values.dim()
     spread = params.spread(lambda number: grain.expand(number, values.shape, channel))
     return fake_quantize_(values, *spread, params)
 
 
-def _dynamic(values: Tensor, scheme: TensorScheme, grain: Granularity, channel: int) -> Tensor:
-    """Ranges of each example (``layer``), of each position (``token``) or of blocks of channels within one.
+def dynamic_rows(values: Tensor, scheme: TensorScheme, channel: int) -> tuple[Tensor, Granularity]:
+    """The matrix whose rows have ranges of their own, and how each row is cut further.
 
-    An example's result never depends on the others in its batch, as in deployment at batch size one.
+    A row is an example (``layer``), or the channels at one position.
     """
-    if grain.name == "layer":
-        rows = values.reshape(len(values), -1)
-    else:
-        moved = values.movedim(channel, -1)
-        rows = moved.reshape(-1, moved.shape[-1])
-    cut = grain if grain.name.startswith("subchannel") else Channel()
+    if scheme.grain.name == "layer":
+        return values.reshape(len(values), -1), Channel()
+    moved = values.movedim(channel, -1)
+    cut = scheme.grain if scheme.grain.name.startswith("subchannel") else Channel()
+    return moved.reshape(-1, moved.shape[-1]), cut
+
+
+def dynamic_params(values: Tensor, sample: Sample, scheme: TensorScheme) -> QParams:
+    """The parameters of the sample of the :func:`dynamic_rows` of ``values``."""
     # Neither whether codes are signed nor the least range may depend on what happens to be in the batch.
     rules = scheme.grid.convention
     rules = replace(rules, unsigned=False, group_floor=(0.0, rules.group_floor[1]))
-    sample = Sample.of(rows, cut, 0)
     widest = None
     if scheme.grid.scale.shared_bits:
         # What scales share is each example's own.
         widest = values.flatten(1).abs().amax(1).repeat_interleave(sample.groups // len(values))
-    grid = replace(scheme.grid, convention=rules, widest=widest)
-    params = fit(sample, grid, MinMax())
+    return fit(sample, replace(scheme.grid, convention=rules, widest=widest), MinMax())
+
+
+def _dynamic(values: Tensor, scheme: TensorScheme, channel: int) -> Tensor:
+    """Ranges of each example (``layer``), of each position (``token``) or of blocks of channels within one.
+
+    An example's result never depends on the others in its batch, as in deployment at batch size one.
+    """
+    rows, cut = dynamic_rows(values, scheme, channel)
+    params = dynamic_params(values, Sample.of(rows, cut, 0), scheme)
     spread = params.spread(lambda number: cut.expand(number, rows.shape, 0))
     out = fake_quantize_(rows, *spread, params)
-    return (
-        out.reshape(values.shape) if grain.name == "layer" else out.reshape(moved.shape).movedim(-1, channel)
-    )
+    if scheme.grain.name == "layer":
+        return out.reshape(values.shape)
+    return out.reshape(values.movedim(channel, -1).shape).movedim(-1, channel)

@@ -10,6 +10,8 @@ from explorer.study.jackknife import Influence, Jackknife, Source, jackknife_ste
 from explorer.study.lens import Lens, lens_of
 from explorer.study.measures import MEASURES
 from explorer.study.metrics import ErrorSums, mean_interval, paired, skewed_interval, wilson
+from explorer.study.numberline import NumberLine, number_line
+from explorer.study.rivals import Rival, rivals
 from explorer.study.sensitivity import METHODS, Additivity, additivity
 from explorer.study.sweep import DEFAULT_FORMATS, OWN, TENSOR_CHOICES, Sweep, rows_for, rows_without
 
@@ -31,6 +33,8 @@ __all__ = [
     "Jackknife",
     "LayerReport",
     "Lens",
+    "NumberLine",
+    "Rival",
     "Source",
     "Sweep",
     "additivity",
@@ -43,7 +47,9 @@ __all__ = [
     "layer_reports",
     "lens_of",
     "mean_interval",
+    "number_line",
     "paired",
+    "rivals",
     "rows_for",
     "rows_without",
     "skewed_interval",
