@@ -191,9 +191,16 @@ def kl(
 
 def mse(values: np.ndarray, scale: float, zero_point: int, qmin: int, qmax: int) -> float:
     """The sum of squared errors of one group, float64, from the values themselves."""
+    return power_error(values, scale, zero_point, qmin, qmax, 2)
+
+
+def power_error(
+    values: np.ndarray, scale: float, zero_point: int, qmin: int, qmax: int, exponent: float
+) -> float:
+    """The sum of powers of the errors of one group, float64, from the values themselves."""
     exact = values.astype(np.float64)
     codes = np.clip(np.rint(exact / scale) + zero_point, qmin, qmax)
-    return float((((codes - zero_point) * scale - exact) ** 2).sum())
+    return float((np.abs((codes - zero_point) * scale - exact) ** exponent).sum())
 
 
 def bits_of(codes: Sequence[int], bits: int, lowest: int) -> bytes:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from explorer.calibrate.analytic import ACIQ
 from explorer.calibrate.fit import fit
 from explorer.calibrate.objectives import OBJECTIVES, objective
 from explorer.calibrate.rules import Clip, MinMax, MovingAverage, Objective, Percentile, quantile
 from explorer.calibrate.sample import GrowingHistogram, Sample
-from explorer.calibrate.search import KL, MSE
+from explorer.calibrate.search import KL, MSE, SQNR, Lp
 
 __all__ = [
+    "ACIQ",
     "KL",
     "MSE",
     "OBJECTIVES",
+    "SQNR",
     "Clip",
     "GrowingHistogram",
+    "Lp",
     "MinMax",
     "MovingAverage",
     "Objective",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from explorer.calibrate.analytic import ACIQ
 from explorer.calibrate.rules import Clip, MinMax, MovingAverage, Objective, Percentile
-from explorer.calibrate.search import KL, MSE
+from explorer.calibrate.search import KL, MSE, SQNR, Lp
 from explorer.errors import SchemeError
 from explorer.formats import Parameter, entry_named, spelled
 
@@ -30,6 +31,13 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         Clip.PARAMETER,
     ),
     "mse": ObjectiveEntry("least mean squared error", MSE),
+    "sqnr": ObjectiveEntry(
+        "largest signal-to-noise ratio in dB of each group: picks the ranges of mse", SQNR
+    ),
+    "lp:P": ObjectiveEntry("least mean of the error's P-th power; 2 is mse", Lp, Lp.PARAMETER),
+    "aciq": ObjectiveEntry(
+        "least expected squared error of the Gaussian or Laplace distribution that fits better (ACIQ)", ACIQ
+    ),
     "kl": ObjectiveEntry("least Kullback-Leibler divergence (entropy)", KL),
 }
 

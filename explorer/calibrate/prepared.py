@@ -22,9 +22,14 @@ _BLOCK = 16
 class Plain:
     """Values as they are, laid out so that neighbours in memory lie along the longer axis.
 
+    They are in units of about a step of the full range, a power of two: no power of an error overflows or
+    vanishes, and nothing is rounded on the way.
+
     Args:
         values: float32 ``(groups, points)``, or ``(points, groups)`` where ``axis`` is 0.
         axis: the axis of the points.
+        unit: how many units a real one is, float32 ``(groups,)``.
+        exponent: to which power errors are raised.
         lows: the least value of each block of points, ``(groups, blocks)``.
         highs: the largest value of each block.
         buffer: where errors are worked out, like ``values``.
@@ -33,43 +38,55 @@ class Plain:
 
     values: Tensor
     axis: int
+    unit: Tensor
+    exponent: float
     lows: Tensor
     highs: Tensor
     buffer: Tensor
     weights: Tensor | None
 
     @classmethod
-    def of(cls, sample: Sample) -> Plain:
-        """The values of a sample as they are."""
+    def of(cls, sample: Sample, bits: int, exponent: float) -> Plain:
+        """The values of a sample, to be quantized to ``bits`` bits."""
         axis = int(sample.values.shape[1] > sample.groups)
-        lows, highs = sample.minimum[:, None], sample.maximum[:, None]
-        groups, points = sample.values.shape
+        extent = torch.frexp(torch.maximum(-sample.minimum, sample.maximum))[1]
+        unit = torch.exp2((bits - extent).clamp(max=126).float())
+        scaled = sample.values * unit[:, None]
+        lows, highs = sample.minimum[:, None] * unit[:, None], sample.maximum[:, None] * unit[:, None]
+        groups, points = scaled.shape
         if sample.weights is None and points >= 4 * _BLOCK:
-            whole = sample.values[:, : points // _BLOCK * _BLOCK].reshape(groups, -1, _BLOCK)
+            whole = scaled[:, : points // _BLOCK * _BLOCK].reshape(groups, -1, _BLOCK)
             lows, highs = whole.amin(2), whole.amax(2)
 
         def laid(matrix: Tensor) -> Tensor:
             return matrix.contiguous() if axis else matrix.T.contiguous()
 
-        values = laid(sample.values)
+        values = laid(scaled)
         weights = None if sample.weights is None else laid(sample.weights)
-        return cls(values, axis, lows, highs, torch.empty_like(values), weights)
+        return cls(values, axis, unit, exponent, lows, highs, torch.empty_like(values), weights)
 
     @property
     def points(self) -> int:
         """How many values a group has."""
         return self.values.shape[self.axis]
 
+    def _raised(self, error: Tensor) -> Tensor:
+        """Errors, in place, to the power that counts."""
+        return error.square_() if self.exponent == 2 else error.abs_().pow_(self.exponent)
+
     def least(self, low: Tensor, high: Tensor) -> Tensor:
-        """A lower bound on the squared error of clipping to ``low``..``high`` (groups,), float32 ``(groups,)``."""
-        above = (self.highs - high[:, None]).clamp_(min=0).square_().sum(1)
-        return (low[:, None] - self.lows).clamp_(min=0).square_().sum(1).add_(above)
+        """A lower bound on the cost of clipping to ``low``..``high`` (groups,), real units; float32 ``(groups,)``."""
+        below = (low * self.unit)[:, None] - self.lows
+        above = self.highs - (high * self.unit)[:, None]
+        return self._raised(below.clamp_(min=0)).sum(1).add_(self._raised(above.clamp_(min=0)).sum(1))
 
     def error(self, scale: Tensor, zero_point: Tensor, params: QParams) -> Tensor:
-        """The sum of squared errors of each group for one scale and zero point a group, float64 ``(groups,)``."""
-        scale, zero_point = scale.unsqueeze(self.axis), zero_point.unsqueeze(self.axis)
-        error = (
-            fake_quantize_(self.values, scale, zero_point, params, self.buffer).sub_(self.values).square_()
+        """The cost of each group for one scale and zero point a group, float64 ``(groups,)``."""
+        # A least scale may be beyond all that the group holds, in its units beyond all numbers.
+        scale = (scale * self.unit).clamp_(max=torch.finfo(torch.float32).max).unsqueeze(self.axis)
+        zero_point = zero_point.unsqueeze(self.axis)
+        error = self._raised(
+            fake_quantize_(self.values, scale, zero_point, params, self.buffer).sub_(self.values)
         )
         if self.weights is not None:
             error.mul_(self.weights)

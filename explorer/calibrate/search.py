@@ -7,7 +7,8 @@ the sample.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from explorer.calibrate.prepared import Counted, Plain, Prepared, Spread, edges, outermost
 from explorer.calibrate.rules import Objective, Range
 from explorer.calibrate.sample import Sample
-from explorer.formats import Grid, LevelFormat, QParams, extent
+from explorer.formats import Grid, LevelFormat, Parameter, QParams, extent, spelled
 
 # How many numbers a step of a search may hold at a time: 2 MiB of float32, some ten arrays of that size.
 _CHUNK = 1 << 19
@@ -38,7 +39,7 @@ class Search(Objective):
     them; of powers of two there are so few that each is tried.
     """
 
-    count: int = 100
+    count: int = field(default=100, kw_only=True)
 
     @abstractmethod
     def prepare(self, sample: Sample, grid: Grid) -> Prepared:
@@ -119,12 +120,13 @@ class Search(Objective):
 
 
 @dataclass(frozen=True)
-class MSE(Search):
-    """The mean squared difference between values and quantized values (as a sum over the group)."""
+class PowerSum(Search):
+    """A search for the least sum, over a group, of a power of the differences to the quantized values."""
 
     @property
-    def name(self) -> str:
-        return "mse"
+    @abstractmethod
+    def exponent(self) -> float:
+        """Which power."""
 
     def prepare(self, sample: Sample, grid: Grid) -> Prepared:
         if sample.values.shape[1] > _MOST_POINTS:
@@ -132,8 +134,8 @@ class MSE(Search):
         lowest, highest = grid.codes
         few = sample.values.shape[1] < _POINTS_A_CODE * (highest - lowest)
         # Running sums know of even steps only.
-        plain = sample.bins is None or few or isinstance(grid.format, LevelFormat)
-        return Plain.of(sample) if plain else Spread.of(sample)
+        plain = sample.bins is None or few or isinstance(grid.format, LevelFormat) or self.exponent != 2
+        return Plain.of(sample, grid.format.bits, self.exponent) if plain else Spread.of(sample)
 
     def size(self, sample: Sample) -> int:
         return 4 * sample.values.shape[1]
@@ -161,6 +163,59 @@ class MSE(Search):
             cost[:, index] = sample.error(scale, zero_point, params)
             best = torch.minimum(best, cost[:, index])
         return cost
+
+
+@dataclass(frozen=True)
+class MSE(PowerSum):
+    """The mean squared difference between values and quantized values."""
+
+    @property
+    def name(self) -> str:
+        return "mse"
+
+    @property
+    def exponent(self) -> float:
+        return 2.0
+
+
+@dataclass(frozen=True)
+class SQNR(PowerSum):
+    """The largest ratio of signal to quantization noise, ``10 log10(sum x**2 / sum (x - q(x))**2)`` decibels.
+
+    The values of a group are what they are, so the noise alone decides: the range is that of :class:`MSE`.
+    """
+
+    @property
+    def name(self) -> str:
+        return "sqnr"
+
+    @property
+    def exponent(self) -> float:
+        return 2.0
+
+
+@dataclass(frozen=True)
+class Lp(PowerSum):
+    """The mean of a power of the absolute differences between values and quantized values.
+
+    The higher the power, the more a clipped value counts beside a rounded one; 2 is :class:`MSE`.
+    Source: Nahshan et al., "Loss aware post-training quantization", 2019, arXiv:1911.07190; 2.4 is the
+    usual norm of the clip searches for language models.
+    """
+
+    power: float = 2.4
+    PARAMETER: ClassVar[Parameter] = Parameter(2.4, above=0, most=6, step=0.1)
+
+    def __post_init__(self) -> None:
+        self.PARAMETER.check("A power of the error", self.power)
+
+    @property
+    def name(self) -> str:
+        return f"lp:{spelled(self.power)}"
+
+    @property
+    def exponent(self) -> float:
+        return self.power
 
 
 @dataclass(frozen=True)
