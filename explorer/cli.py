@@ -20,7 +20,17 @@ from explorer.errors import ExplorerError
 from explorer.recipe import PRESETS
 from explorer.session import Session
 from explorer.sources import ZOO, atomic_write, load_recipe
-from explorer.study import DEFAULT_FORMATS, MEASURES, METHODS, OWN, TENSOR_CHOICES, Comparison, Evaluation
+from explorer.study import (
+    DEFAULT_FORMATS,
+    MEASURES,
+    METHODS,
+    OWN,
+    TENSOR_CHOICES,
+    Comparison,
+    Diagnosis,
+    Evaluation,
+)
+from explorer.study.diagnosis import IMAGES as DIAGNOSED
 from explorer.study.evaluate import finite
 from explorer.study.metrics import Interval
 from explorer.subject import DEFAULT_MODEL
@@ -130,6 +140,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     shares.add_argument(
         "--measure", default="kl", metavar="MEASURE", help=f"{', '.join(MEASURES)} (default: %(default)s)"
+    )
+    commands.add_parser(
+        "diagnose",
+        parents=[common, answer, limited],
+        help=f"what does not suit the tensors, and what changes do, tried on {DIAGNOSED} images or on --limit",
     )
     serve = commands.add_parser("serve", parents=[common], help="open the page")
     serve.add_argument("--port", type=int, default=5006, help="default: %(default)s")
@@ -318,6 +333,35 @@ def _additivity(session: Session, options: argparse.Namespace) -> None:
     _line("whole, measured", f"{found.measured:.4g}", f"95% interval {low:.4g} to {high:.4g}")
 
 
+def _diagnose(session: Session, options: argparse.Namespace) -> None:
+    images = options.limit or DIAGNOSED
+    total = session.subject.evaluation.count(images)
+    found: Diagnosis = _last(session.diagnose_steps(images=images), total, lambda d: d.images)
+    result = {"model": session.model_name, "data": session.data_name, **found.to_dict()}
+    if not _write(result, options.json):
+        return
+    print(
+        f"{session.model_name} under {options.recipe}: {found.tensors} tensors looked at on {found.looked} "
+        f"calibration images; changes tried on {found.images:,} images of {session.data_name}"
+    )
+    if found.kl is None:
+        print("The rules find nothing to change.")
+        return
+    _line("KL to float", f"{found.kl:.3g} nats")
+    for finding in found.findings:
+        where = finding.layers[0] if len(finding.layers) == 1 else f"{len(finding.layers)} layers together"
+        print(f"{where}, {finding.tensor} {finding.change}: {finding.verdict}")
+        for words in finding.evidence:
+            print(f"    {words}")
+        if finding.kl_delta is not None and finding.top1_delta is not None:
+            nats = _interval(finding.kl_interval, "{:+.3g}".format)
+            name = "agreement" if found.agreement else "top-1"
+            print(
+                f"    KL {finding.kl_delta:+.3g} nats ({nats}), {name} {_points(finding.top1_delta)}, "
+                f"{finding.size_delta:+,} bytes, on {finding.images:,} images"
+            )
+
+
 def _serve(options: argparse.Namespace) -> None:
     from explorer.views.app import serve
 
@@ -330,6 +374,7 @@ QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], None]] = {
     "compare": _compare,
     "sensitivity": _sensitivity,
     "additivity": _additivity,
+    "diagnose": _diagnose,
 }
 
 

@@ -27,15 +27,18 @@ from explorer.study import (
     Additivity,
     Channels,
     Comparison,
+    Diagnosis,
     Evaluation,
     Histogram,
     Jackknife,
     Lens,
     NumberLine,
+    Patient,
     Source,
     Sweep,
     additivity,
     compare_steps,
+    diagnosis_steps,
     dynamic_channels,
     evaluate_steps,
     histogram_of,
@@ -48,6 +51,7 @@ from explorer.study import (
     rows_without,
     weight_channels,
 )
+from explorer.study.diagnosis import IMAGES as DIAGNOSED
 from explorer.study.evaluate import check_interval
 from explorer.study.grouped import Grouped, grouped_input, grouped_weight
 from explorer.study.histogram import clipped_share
@@ -464,6 +468,37 @@ class Session:
         if not sweep.rows:
             raise SchemeError("The present recipe quantizes nothing, so there is nothing to add up.")
         return additivity(sweep, method)
+
+    def diagnose_steps(
+        self, recipe: Recipe | str | None = None, images: int | None = DIAGNOSED
+    ) -> Iterator[Diagnosis]:
+        """What does not suit the network's tensors under a recipe, and what changes of it do: better and better.
+
+        What is found comes first, then what each change does to the network on more and more images.
+
+        Args:
+            recipe: a recipe or a preset's name, the present one if None.
+            images: on how many evaluation images changes are tried at most, None for all.
+
+        Raises:
+            RecipeError, DataError: as in :meth:`evaluate_steps`.
+        """
+        subject = self.subject
+        yield from diagnosis_steps(
+            Patient(
+                engine=self.engine,
+                floats=subject.floats,
+                calibration=subject.calibration,
+                calibration_batches=subject.calibration_batches,
+                batches=subject.evaluation.batches,
+                total=subject.evaluation.count(images),
+                recipe=self._chosen(recipe),
+            )
+        )
+
+    def diagnose(self, recipe: Recipe | str | None = None, images: int | None = DIAGNOSED) -> Diagnosis:
+        """The last of the diagnoses of a recipe; see :meth:`diagnose_steps`."""
+        return deque(self.diagnose_steps(recipe, images), maxlen=1)[0]
 
     def histogram(
         self,

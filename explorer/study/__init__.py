@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from explorer.study.channels import Channels, dynamic_channels, input_channels, weight_channels
 from explorer.study.compare import Comparison, compare_steps
+from explorer.study.diagnosis import Diagnosis, Finding, Patient, diagnosis_steps
 from explorer.study.evaluate import Evaluation, Examples, Flip, LayerReport, evaluate_steps, layer_reports
 from explorer.study.histogram import Histogram, histogram_of
 from explorer.study.jackknife import Influence, Jackknife, Source, jackknife_steps
@@ -12,6 +13,7 @@ from explorer.study.measures import MEASURES
 from explorer.study.metrics import ErrorSums, mean_interval, paired, skewed_interval, wilson
 from explorer.study.numberline import NumberLine, number_line
 from explorer.study.rivals import Rival, rivals
+from explorer.study.rules import RULES
 from explorer.study.sensitivity import METHODS, Additivity, additivity
 from explorer.study.sweep import DEFAULT_FORMATS, OWN, TENSOR_CHOICES, Sweep, rows_for, rows_without
 
@@ -20,13 +22,16 @@ __all__ = [
     "MEASURES",
     "METHODS",
     "OWN",
+    "RULES",
     "TENSOR_CHOICES",
     "Additivity",
     "Channels",
     "Comparison",
+    "Diagnosis",
     "ErrorSums",
     "Evaluation",
     "Examples",
+    "Finding",
     "Flip",
     "Histogram",
     "Influence",
@@ -34,11 +39,13 @@ __all__ = [
     "LayerReport",
     "Lens",
     "NumberLine",
+    "Patient",
     "Rival",
     "Source",
     "Sweep",
     "additivity",
     "compare_steps",
+    "diagnosis_steps",
     "dynamic_channels",
     "evaluate_steps",
     "histogram_of",

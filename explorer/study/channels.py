@@ -209,7 +209,7 @@ def weight_channels(
     cut = Channel()
 
     def rows(values: Tensor) -> Tensor:
-        return cut.matrix(values, axis)[0]
+        return cut.matrix(values, axis)[0].contiguous()
 
     def spread(number: Tensor) -> Tensor:
         return rows(scheme.grain.expand(number, weight.shape, axis).expand(weight.shape))
