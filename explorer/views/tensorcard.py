@@ -7,6 +7,7 @@ from html import escape
 
 from explorer.views import kit, theme
 from explorer.views.distribution import Distribution
+from explorer.views.numberline import NumberLineView
 from explorer.views.runs import Publisher
 from explorer.views.state import PageState
 from explorer.views.tabs import Tabs
@@ -15,6 +16,7 @@ from explorer.views.tensorview import TensorView
 # The ways to look at a tensor, in the order in which they are offered; the first is shown first.
 TENSOR_VIEWS: dict[str, type[TensorView]] = {
     "Histogram": Distribution,
+    "Number line": NumberLineView,
 }
 CSS = (
     theme.TOKENS

@@ -6,7 +6,7 @@ import math
 from html import escape
 
 from explorer.errors import ExplorerError
-from explorer.study import Additivity, Histogram
+from explorer.study import Additivity, Histogram, NumberLine
 
 NOTHING = "–"  # noqa: RUF001 (an en dash stands for "no value")
 
@@ -150,4 +150,25 @@ def caption(h: Histogram) -> str:
         facts.append(f"{h.groups:,} scales {number(h.scale[0])} … {number(h.scale[2])}")
     facts.append(span)
     facts.append(f"{h.elements:,} values" + ("" if h.exact else " (from calibration bins)"))
+    return " · ".join(facts)
+
+
+def line_caption(line: NumberLine) -> str:
+    """What a number line shows, in one line of HTML."""
+    whose = (
+        f"group {line.group:,} of {line.groups:,}"
+        if line.group is not None
+        else f"all {line.groups:,} groups"
+    )
+    facts = [
+        f"<b>{escape(line.scheme)}</b>",
+        *([whose] if line.groups > 1 else []),
+        f"SQNR <b>{decibels(line.sqnr_db)}</b>",
+        f"{line.used:,} of {len(line.levels):,} levels used, <b>{line.unused:,}</b> unused",
+        f"clipped <b>{percent(line.clipped_fraction, 3)}</b>",
+    ]
+    if line.error:
+        share = line.clipping_share
+        facts.append(f"error: <b>{percent(share, 1)}</b> clipping, {percent(1 - share, 1)} rounding")
+    facts.append(f"{line.elements:,.0f} values" + ("" if line.exact else " (from calibration images)"))
     return " · ".join(facts)

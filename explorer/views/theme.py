@@ -104,7 +104,7 @@ def grid(room: str) -> str:
 def halves(wanted: int) -> str:
     """Two cards below each other: the lower takes what it wants, the upper the rest, but its least.
 
-    With the class ``even`` both have the same height.
+    With the class ``even`` the upper one has somewhat more than half.
 
     Args:
         wanted: the height at which nothing in the lower one scrolls, pixels.
@@ -112,7 +112,7 @@ def halves(wanted: int) -> str:
     return f"""
 :host {{ display: grid !important; min-height: 0; grid-template-columns: minmax(0, 1fr);
   grid-template-rows: minmax(244px, 1fr) minmax(54%, {wanted}px); }}
-:host(.even) {{ grid-template-rows: minmax(0, 1fr) minmax(0, 1fr); }}
+:host(.even) {{ grid-template-rows: minmax(0, 5fr) minmax(0, 4fr); }}
 """
 
 

@@ -293,3 +293,27 @@ def test_a_port_in_use_is_one_sentence(server: str) -> None:
     port = int(server.rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(JobError, match=f"The port {port} cannot be used"):
         serve("fashion-lenet5", port=port, show=False)
+
+
+def test_the_number_line_and_a_format_taken_from_it(open_page: Callable[[], Any]) -> None:
+    page = open_page()
+    cell(page, 2, "name").click()
+    pick(page, 2, "w_format", "int4")
+    page.get_by_role("button", name="Number line").click()
+    expect(caption(page)).to_contain_text("of 15 levels used")
+    expect(caption(page)).to_contain_text("all 500 groups")
+    page.get_by_role("button", name="one group").click()
+    expect(caption(page)).to_contain_text(re.compile(r"group \d+ of 500"))
+    titles = """() => {
+        for (const model of Bokeh.documents[0]._all_models.values())
+            if (model.type === "ColumnDataSource" && model.data.clipped && model.data.name.length)
+                return Array.from(model.data.name)
+    }"""
+    page.wait_for_function(f"(() => {{ const found = ({titles})(); return found && found.length > 8 }})()")
+    expect(page.get_by_text("a click takes one")).to_be_visible()
+    best = page.evaluate(titles)[0].split(" ")[0]
+    figure = page.locator(".bk-Canvas").nth(1)
+    figure.scroll_into_view_if_needed()
+    # Below the axis and the line of titles comes the row of the best.
+    figure.click(position={"x": 200, "y": 26 + 17 + 8})
+    expect(cell(page, 2, "w_format")).to_have_text(best)
