@@ -22,7 +22,6 @@ from explorer.formats import (
     CONVENTIONS,
     FORMATS,
     GRANULARITIES,
-    OVERFLOWS,
     SCALES,
     IntegerFormat,
     LevelFormat,
@@ -185,7 +184,6 @@ FIELD_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "convention": st.sampled_from(list(CONVENTIONS)),
     "narrow": st.sampled_from([None, True, False]),
     "scale": st.sampled_from(list(SCALES)),
-    "overflow": st.sampled_from(list(OVERFLOWS)),
 }
 
 

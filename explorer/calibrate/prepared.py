@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,8 +91,7 @@ class Plain:
         )
         if self.weights is not None:
             error.mul_(self.weights)
-        # What becomes NaN is as bad as what becomes infinity.
-        return error.sum(self.axis).double().nan_to_num_(nan=torch.inf, posinf=torch.inf)
+        return error.sum(self.axis).double()
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,69 +110,65 @@ class Spread:
         square: the sum of their squares.
     """
 
-    width: Tensor
+    width: np.ndarray
     first: int
-    mass: Tensor
-    below: Tensor
-    hinge: Tensor
-    value: Tensor
-    square: Tensor
+    mass: np.ndarray
+    below: np.ndarray
+    hinge: np.ndarray
+    value: np.ndarray
+    square: np.ndarray
 
     @classmethod
     def of(cls, sample: Sample) -> Spread:
         """The bins of a sample that consists of them."""
         assert sample.bins is not None and sample.weights is not None
-        counts = sample.weights[:, :-1].double()
-        first, points = sample.bins.first, counts.shape[1]
-        mass = torch.nn.functional.pad(counts, (0, 1))
-        below = torch.nn.functional.pad(counts.cumsum(1), (1, 0))
+        counts = sample.weights[:, :-1].double().numpy()
+        first, (groups, points) = sample.bins.first, counts.shape
+        mass, below, hinge = np.zeros((3, groups, points + 1))
+        mass[:, :-1] = counts
+        np.cumsum(counts, 1, out=below[:, 1:])
         # From one end to the next all that is below comes nearer by a bin, and the bin's own by half of one.
-        hinge = torch.nn.functional.pad((below[:, :-1] + counts / 2).cumsum(1), (1, 0))
-        middle = torch.arange(points, dtype=torch.float64) + (first + 0.5)
-        moments = counts @ torch.stack([middle, middle**2 + 1 / 12], 1)
-        width = sample.bins.width[:, None]
-        return cls(width, first, mass, below, hinge, moments[:, :1], moments[:, 1:])
+        np.cumsum(below[:, :-1] + counts / 2, 1, out=hinge[:, 1:])
+        value = (first + points) * below[:, -1:] - hinge[:, -1:]
+        middle = np.arange(points) + (first + 0.5)
+        # Not a product of matrices: its threads would spin on for a while.
+        square = (counts * (middle**2 + 1 / 12)).sum(1, keepdims=True)
+        return cls(sample.bins.width.numpy()[:, None], first, mass, below, hinge, value, square)
 
     @property
     def points(self) -> int:
         """How many bins a group has."""
         return self.mass.shape[1] - 1
 
-    @property
-    def total(self) -> Tensor:
-        """The mass of each group, ``(groups, 1)``."""
-        return self.below[:, -1:]
-
-    def _place(self, edge: Tensor) -> tuple[Tensor, Tensor]:
-        """The bin in which each edge ``(groups, edges)``, in bins, lies, and how far inside; ``edge`` is used up."""
-        place = edge.sub_(self.first).clamp_(min=0)
-        index = place.long().clamp_(max=self.points)
-        return index, place.sub_(index)
-
-    def mass_below(self, edge: Tensor) -> Tensor:
-        """The mass below each edge ``(groups, edges)``, given in bins; ``edge`` is used up."""
-        index, inside = self._place(edge)
-        return self.below.gather(1, index).addcmul_(self.mass.gather(1, index), inside)
-
-    def hinges(self, edge: Tensor) -> Tensor:
-        """The sum of the distances from each edge ``(groups, edges)`` to the values below it; as above."""
-        index, inside = self._place(edge)
-        slope = self.below.gather(1, index).addcmul_(self.mass.gather(1, index), inside, value=0.5)
-        return self.hinge.gather(1, index).addcmul_(slope, inside)
+    def _hinges(self, edge: np.ndarray) -> np.ndarray:
+        """The sum of the distances from each edge ``(groups, edges)``, in bins, to the values below it."""
+        edge -= self.first
+        np.maximum(edge, 0, out=edge)
+        index = edge.astype(np.int64)
+        np.minimum(index, self.points, out=index)
+        edge -= index
+        index += np.arange(len(index))[:, None] * (self.points + 1)
+        found = self.mass.take(index)
+        found *= edge
+        found *= 0.5
+        found += self.below.take(index)
+        found *= edge
+        found += self.hinge.take(index)
+        return found
 
     def squared_error(self, params: QParams) -> Tensor:
-        """The sum of squared errors of each candidate, ``(groups, candidates)``.
+        """The sum of squared errors of each candidate, float64 ``(groups, candidates)``.
 
         Between neighbouring codes the squared error changes by ``2 * scale * (edge - value)``; summed over
         the edges below a value, that takes the error of the highest code to its own.
         """
-        code = torch.arange(params.qmin + 0.5, params.qmax, dtype=torch.float64)
-        scale = params.scale / self.width
-        edge = (code - params.zero_point[..., None]).mul_(scale[..., None])
-        top = (params.qmax - params.zero_point) * scale
-        hinges = self.hinges(edge.view(len(edge), -1)).view(edge.shape).sum(2)
-        error = self.square + top * (top * self.total - 2 * self.value) - 2 * scale * hinges
-        return error.clamp_(min=0).mul_(self.width**2)
+        code, zero = np.arange(params.qmin + 0.5, params.qmax), params.zero_point.numpy()
+        scale = params.scale.numpy() / self.width
+        edge = (code - zero[..., None]) * scale[..., None]
+        top = (params.qmax - zero) * scale
+        hinges = self._hinges(edge.reshape(len(edge), -1)).reshape(edge.shape).sum(2)
+        error = self.square + top * (top * self.below[:, -1:] - 2 * self.value) - 2 * scale * hinges
+        return torch.from_numpy(np.maximum(error, 0) * self.width**2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,23 +178,31 @@ class Counted:
     Args:
         absmax: float32 ``(groups,)``.
         counts: float64 ``(groups, bins)``.
-        sums: of counts, of bins that are not empty, and of ``count * log(count)``; each ``(groups, bins + 1)``.
+        sums: of counts, of bins that are not empty, and of ``count * log(count)``; float64 ``(3, groups, bins + 1)``.
     """
 
     absmax: Tensor
-    counts: Tensor
-    sums: tuple[Tensor, ...]
+    counts: np.ndarray
+    sums: np.ndarray
 
     @classmethod
-    def of(cls, counts: Tensor, absmax: Tensor) -> Counted:
+    def of(cls, counts: np.ndarray, absmax: Tensor) -> Counted:
         """The running sums of some counts."""
-        parts = counts, (counts > 0).double(), torch.xlogy(counts, counts)
-        return cls(absmax, counts, tuple(torch.nn.functional.pad(part.cumsum(1), (1, 0)) for part in parts))
+        sums = np.zeros((3, len(counts), counts.shape[1] + 1))
+        for part, total in zip((counts, counts > 0, xlogy(counts, counts)), sums, strict=True):
+            np.cumsum(part, 1, out=total[:, 1:])
+        return cls(absmax, counts, sums)
 
     @property
     def points(self) -> int:
         """How many bins a group has."""
         return self.counts.shape[1]
+
+
+def xlogy(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """``x * log(y)``, and 0 where x is; neither is negative.  NumPy's logarithm is several times as fast as torch's."""
+    product: np.ndarray = x * np.log(np.maximum(y, 1e-300))
+    return product
 
 
 Prepared = Plain | Spread | Counted

@@ -27,10 +27,11 @@ MOST_COUNTS = 1 << 20
 # Below 2**-100 the width of a bin has no float32 reciprocal; such values share the two middle bins.
 LEAST_EXPONENT = -100
 # Of a group's values in one batch about so many go into the histogram, besides those at its ends.
-MOST_READ = 1 << 16
-# The extremes of a batch are found column by column, and some columns at each end are then counted in full.
-_COLUMNS = 1 << 11
-_TAIL = 48
+MOST_READ = 1 << 15
+# The extremes of a batch are found block by block, of so many blocks at a time; where the sample has fewer values
+# than these beyond a bin, they are all counted.
+_BLOCK, _LOOKED = 1 << 7, 1 << 18
+_FEW = 6
 # Elements that go through the passes of counting at a time: with their copies they fit the cache.
 _CACHED = 1 << 17
 # Groups whose bins have places below 2**24 are counted together: such numbers are exact in float32.
@@ -154,56 +155,50 @@ class _Looked:
     """What was looked at of many values, in one pass over them.
 
     Args:
-        low: the least of all.
-        high: the largest.
-        some: every k-th of them, float32 ``(points,)``.
-        lower: every value below it is among ``ends``.
-        upper: every value above it is among ``ends``.
-        ends: those values and some others, each once, float32 ``(points,)``.
+        row: all of them, float32 ``(elements,)``.
+        some: every k-th pair of neighbours.
+        lows: the least of each block of ``_BLOCK`` of them, of the last shorter one too.
+        highs: the largest of each block.
     """
 
-    low: float
-    high: float
-    some: Tensor
-    lower: float
-    upper: float
-    ends: Tensor
+    row: np.ndarray
+    some: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
 
     @classmethod
     def at(cls, values: Tensor, most: int) -> _Looked:
-        """Look at some ``most`` of ``values`` ``(elements,)``.
-
-        The ends are found as those of columns; the columns that reach furthest are then taken in full.
-        """
+        """Look at some ``most`` of ``values`` ``(elements,)``, and at the extremes of each block."""
+        values = values.contiguous()
         row = values.numpy()
-        columns = max(_COLUMNS, row.size >> 8)
-        whole = row.size // columns * columns
-        rest = row[whole:]
-        # A multiple of what is at the ends, so that most of it lies between them.
-        step = stride(row.size, max(most, row.size >> 6))
+        whole = row.size // _BLOCK * _BLOCK
+        pairs = row[: row.size // 2 * 2].view(np.complex64)
+        step = stride(len(pairs), max(most, row.size >> 6) // 2)
         lows, highs, some = [], [], []
-        size = max(1, _CACHED // columns) * columns
-        for start in range(0, whole, size):
-            part = row[start : min(start + size, whole)]
-            # Copied while it is in the cache, not when all are joined.
-            some.append(part[-start % step :: step].copy())
-            table = part.reshape(-1, columns)
-            lows.append(table.min(0))
-            highs.append(table.max(0))
-        some.append(rest[-whole % step :: step])
-        least, largest = np.minimum.reduce(lows), np.maximum.reduce(highs)
-        lower = np.partition(least, _TAIL)[_TAIL]
-        upper = np.partition(largest, -_TAIL - 1)[-_TAIL - 1]
-        beyond = np.flatnonzero((least < lower) | (largest > upper))
-        ends = np.concatenate([row[:whole].reshape(-1, columns).take(beyond, axis=1).reshape(-1), rest])
-        return cls(
-            low=float(min(least.min(), rest.min(initial=np.inf))),
-            high=float(max(largest.max(), rest.max(initial=-np.inf))),
-            some=torch.from_numpy(np.concatenate(some)),
-            lower=float(lower),
-            upper=float(upper),
-            ends=torch.from_numpy(ends),
-        )
+        for start in range(0, row.size, _LOOKED):
+            end = start + _LOOKED
+            if start < whole:
+                blocks = values[start : min(end, whole)].view(-1, _BLOCK)
+                lows.append(blocks.amin(1).numpy())
+                highs.append(blocks.amax(1).numpy())
+            # Taken while it is in the cache; neighbours cost no more than one value.
+            first = start // 2
+            some.append(pairs[first + -first % step : end // 2 : step].copy())
+        if whole < row.size:
+            lows.append(row[whole:].min(keepdims=True))
+            highs.append(row[whole:].max(keepdims=True))
+        taken, low, high = (np.concatenate(parts) for parts in (some, lows, highs))
+        return cls(row, taken.view(np.float32), low, high)
+
+    def beyond(self, lower: float, upper: float) -> np.ndarray:
+        """Every value that is less than ``lower`` or not less than ``upper``, and their neighbours in blocks."""
+        found = np.flatnonzero((self.lows < lower) | (self.highs >= upper))
+        whole = self.row.size // _BLOCK
+        inner = found[: np.searchsorted(found, whole)]
+        ends = self.row[: whole * _BLOCK].reshape(-1, _BLOCK).take(inner, axis=0).reshape(-1)
+        if len(inner) < len(found):
+            ends = np.concatenate([ends, self.row[whole * _BLOCK :]])
+        return ends[np.flatnonzero((ends < lower) | (ends >= upper))]
 
 
 class GrowingHistogram:
@@ -212,10 +207,10 @@ class GrowingHistogram:
     The bins of a group divide ``-2**k .. 2**k`` evenly, with the smallest k that holds every value seen.
     Exact zeros, of which a ReLU makes many, are counted apart.  Extremes are exact.
 
-    Of a batch with more than ``most`` values a group not every value is counted: every k-th one is, from the
-    first on, where k has no factor in common with the number of values, and the counts are scaled so that they
-    add up to the number of all values.  The values at both ends, a few dozen, are counted one by one all the
-    same, for what is clipped depends on them.
+    Of a batch with more than ``most`` values a group not every value is counted: every k-th pair of neighbours
+    is, from the first on, where k has no factor in common with the number of pairs, and the counts are scaled
+    so that they add up to the number of all values.  The values at both ends, where the sample has a few, are
+    counted one by one all the same, for what is clipped depends on them.
 
     Args:
         groups: how many groups.
@@ -269,18 +264,21 @@ class GrowingHistogram:
             steps = steps - rows.int()
         self.exponent = torch.maximum(self.exponent, exponent)
 
-    def _reach(self, low: Tensor, high: Tensor) -> None:
-        """Take note of a batch's extremes, ``(groups,)`` each, and make room for what lies between them."""
-        self.minimum = torch.minimum(self.minimum, low)
-        self.maximum = torch.maximum(self.maximum, high)
-        self.ranges.append(torch.stack([low, high]))
-        if not bool(((low == self.minimum) | (high == self.maximum)).any()):
+    def _reach(self, ends: Tensor) -> None:
+        """Take note of a batch's minimum and maximum, ``(2, groups)``, and make room for what lies between them."""
+        self.ranges.append(ends)
+        low, high = ends.numpy()
+        least, largest = self.minimum.numpy(), self.maximum.numpy()
+        if not ((low < least) | (high > largest)).any():
             return  # No range has grown.
+        self.minimum, self.maximum = (
+            torch.from_numpy(end) for end in (np.minimum(least, low), np.maximum(largest, high))
+        )
         # frexp gives |x| = mantissa * 2**exponent with mantissa in [0.5, 1): 2**exponent lies above |x|.
-        absmax = torch.maximum(-low, high)
-        wanted = torch.frexp(absmax)[1].to(torch.int32).clamp(LEAST_EXPONENT, 128)
+        absmax = np.maximum(-low, high)
+        wanted = np.frexp(absmax)[1].clip(LEAST_EXPONENT, 128)
         # Zero has the exponent 0 there, but asks for no range at all.
-        self._grow(torch.where(absmax > 0, wanted, LEAST_EXPONENT))
+        self._grow(torch.from_numpy(np.where(absmax > 0, wanted, LEAST_EXPONENT)))
 
     def _counted(self, values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Counts of each bin and of the zeros, which are not in them, float64 each."""
@@ -315,7 +313,7 @@ class GrowingHistogram:
         """Count one batch, float32 ``(groups, elements)``, or a sample of it."""
         if values.shape[1] == 0:
             return
-        if values.shape[1] <= max(self.most, 2 * _COLUMNS):
+        if values.shape[1] <= max(self.most, 32 * _BLOCK):
             self.count_all(values)
         else:
             self._count_some(values)
@@ -323,7 +321,7 @@ class GrowingHistogram:
     def count_all(self, values: Tensor, weights: Tensor | None = None) -> None:
         """Count each value of a batch, ``weights`` times where they are given; both ``(groups, elements)``."""
         # aminmax along an axis takes 20 times as long as these two.
-        self._reach(values.amin(1), values.amax(1))
+        self._reach(torch.stack([values.amin(1), values.amax(1)]))
         counts, zeros = self._counted(values, weights)
         self.counts += counts
         self.zeros += zeros
@@ -333,30 +331,40 @@ class GrowingHistogram:
     def _count_some(self, values: Tensor) -> None:
         """Count every k-th value, and each of those at the ends."""
         looked = [_Looked.at(row, int(self.most)) for row in values]
-        self._reach(torch.tensor([row.low for row in looked]), torch.tensor([row.high for row in looked]))
+        ends = [[row.lows.min() for row in looked], [row.highs.max() for row in looked]]
+        self._reach(torch.from_numpy(np.array(ends)))
         for group, row in enumerate(looked):
-            self._count_row(group, row, values.shape[1])
-            self.values_read += len(row.some) + len(row.ends)
+            self._count_row(group, row)
         self.values_seen += values.numel()
 
-    def _count_row(self, group: int, looked: _Looked, total: int) -> None:
-        """Count some values of a group as if they were all but those at the ends."""
+    def _count_row(self, group: int, looked: _Looked) -> None:
+        """Count some values of a group as if they were all but those at the ends, which are counted one by one.
+
+        At the ends are the bins that hold a few of some.
+        """
         half, width = self.bins // 2, 2.0 ** (int(self.exponent[group]) + 1) / self.bins
-        sizes = [len(looked.some), len(looked.ends)]
-        scaled = torch.cat([looked.some, looked.ends]).mul_(1 / width)
-        zeros = float(_zeros(scaled[None, : sizes[0]], None))
-        index = scaled.floor_().add_(half).int().split(sizes)
-        counts, exact = (torch.bincount(part, minlength=self.bins).double() for part in index)
-        counts[half] -= zeros
-        # The bins between what is surely counted in full.
-        first, last = (math.floor(end / width) + half for end in (looked.lower, looked.upper))
+        some, few = looked.some, max(_FEW, len(looked.some) * _FEW >> 15)
+
+        def places(values: np.ndarray) -> np.ndarray:
+            # Rounded in float32: an edge may be off by less than a thousandth of a bin.
+            scaled = values * np.float32(1 / width)
+            scaled += half
+            return scaled.astype(np.int64)
+
+        found = np.bincount(places(some), minlength=self.bins)
+        below = found.cumsum()
+        first = int(np.searchsorted(below, few, side="right"))
+        last = int(np.searchsorted(below, len(some) - few))
+        ends = looked.beyond((first - half) * width, (last + 1 - half) * width)
         between = slice(first, last + 1)
-        exact[between] = 0
-        counts = counts[between]
-        scale = (total - float(exact.sum())) / max(float(counts.sum()) + zeros, 1)
-        self.counts[group] += exact
-        self.counts[group, between] += counts.mul_(scale)
-        self.zeros[group] += zeros * scale
+        scale = (looked.row.size - len(ends)) / float(below[last] - below[first] + found[first])
+        counts = self.counts[group].numpy()
+        counts[between] += found[between] * scale
+        np.add.at(counts, places(ends), 1.0)
+        zeros = np.count_nonzero(some == 0) * scale if first <= half <= last else np.count_nonzero(ends == 0)
+        counts[half] -= zeros
+        self.zeros[group] += float(zeros)
+        self.values_read += len(some) + len(ends)
 
     def merge(self, other: GrowingHistogram) -> None:
         """Add what another histogram counted; its batches come after these.

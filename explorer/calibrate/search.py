@@ -10,10 +10,11 @@ from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from explorer.calibrate.prepared import Counted, Plain, Prepared, Spread, edges, outermost
+from explorer.calibrate.prepared import Counted, Plain, Prepared, Spread, edges, outermost, xlogy
 from explorer.calibrate.rules import Objective, Range
 from explorer.calibrate.sample import Sample
 from explorer.formats import Grid, LevelFormat, Parameter, QParams, extent, spelled
@@ -26,6 +27,12 @@ _MOST_POINTS = 1 << 16
 _POINTS_A_CODE = 8
 # The divergence of a few values is taken between histograms of so many bins.
 _FEWEST_BINS = 128
+# Shares of the full range, then factors of the best so far: of both ends alike, and of each by itself.
+_SHARES = tuple((f, f) for f in (0.9 ** torch.arange(40), 1 + 0.005 * torch.arange(-12, 13)))
+_PAIRS = tuple(
+    tuple(torch.cartesian_prod(f, f).unbind(1))
+    for f in (0.7 ** torch.arange(8), *(1 + step * torch.arange(-2, 3) for step in (0.08, 0.02, 0.005)))
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Search(Objective):
     First both ends shrink together through ``count`` evenly spaced shares of the full range; then, where
     the range has two free ends, each end moves by itself; last, the neighbourhood of the best is searched
     more finely, each end by itself and both together.  The full range is the first candidate and wins ties.
+    The bins of a stream have a smooth cost, for which powers of a share and the neighbourhood of the best do.
     Where only some numbers may be a scale, those around the full range's are tried too, the next larger one among
     them; of powers of two there are so few that each is tried.
     """
@@ -74,7 +82,7 @@ class Search(Objective):
         prepared = self.prepare(sample, grid)
         lowest, highest = grid.codes
         step = max(1, _CHUNK // (sample.groups * self.width(highest - lowest + 2, prepared.points)))
-        best = torch.full((sample.groups,), torch.inf, dtype=torch.float64)
+        best, rows = np.full(sample.groups, np.inf), np.arange(sample.groups)
         shares = torch.ones(sample.groups), torch.ones(sample.groups)
 
         def attempt(low_shares: Tensor, high_shares: Tensor) -> None:
@@ -86,18 +94,28 @@ class Search(Objective):
                 params = replace(
                     flat, scale=flat.scale.reshape(shape), zero_point=flat.zero_point.reshape(shape)
                 )
-                cost, place = self.cost(prepared, params).min(1)
+                cost = self.cost(prepared, params).numpy()
+                place = cost.argmin(1)
+                cost = cost[rows, place]
                 better = cost < best
-                best = torch.where(better, cost, best)
-                found = (ends.gather(1, place[:, None])[:, 0] for ends in (low, high))
-                shares = tuple(torch.where(better, new, old) for new, old in zip(found, shares, strict=True))  # type: ignore[assignment]
+                best = np.where(better, cost, best)
+                found = [
+                    torch.from_numpy(np.where(better, new.numpy()[rows, place], old.numpy()))
+                    for new, old in zip((low, high), shares, strict=True)
+                ]
+                shares = found[0], found[1]
 
-        groups = sample.groups
-        both = grid.shares(self.count)
+        two_sided = not grid.symmetric and bool(((full[0] < 0) & (full[1] > 0)).any())
+        groups, both = sample.groups, grid.shares(self.count)
+        if len(both) == self.count and sample.bins is not None:
+            # So many values have a smooth cost.
+            for ends in _PAIRS if two_sided else _SHARES:
+                low, high = (share[:, None] * end for share, end in zip(shares, ends, strict=True))
+                attempt(low.clamp(1e-3, 1), high.clamp(1e-3, 1))
+            return full[0][:, 0] * shares[0], full[1][:, 0] * shares[1]
         attempt(both.expand(groups, -1), both.expand(groups, -1))
         if len(both) < self.count:
             return full[0][:, 0] * shares[0], full[1][:, 0] * shares[1]
-        two_sided = not grid.symmetric and bool(((full[0] < 0) & (full[1] > 0)).any())
         if two_sided:
             coarse = torch.arange(-8, 9) / 20
             for _ in range(2):
@@ -266,19 +284,23 @@ class KL(Search):
         index = ((sample.values / absmax[:, None] + 1) * (bins / 2)).long().clamp_(0, bins - 1)
         counts = torch.zeros(sample.groups, bins, dtype=torch.float64)
         weights = torch.ones_like(sample.values) if sample.weights is None else sample.weights
-        return Counted.of(counts.scatter_add_(1, index, weights.double()), absmax)
+        return Counted.of(counts.scatter_add_(1, index, weights.double()).numpy(), absmax)
 
     @staticmethod
-    def _recounted(sample: Sample, absmax: Tensor, bins: int) -> Tensor:
+    def _recounted(sample: Sample, absmax: Tensor, bins: int) -> np.ndarray:
         """Counts in other bins; whole ones moved over would leave some too full and some too empty."""
-        assert sample.weights is not None
-        spread = Spread.of(sample)
-        ends = (torch.arange(1, bins, dtype=torch.float64) * (2 / bins) - 1) * absmax[:, None]
-        inner = spread.mass_below(ends / spread.width)
-        below = torch.cat([torch.zeros_like(spread.total), inner, spread.total], 1)
-        counts = below.diff(dim=1).clamp_(min=0)
-        counts[:, bins // 2] += sample.weights[:, -1]
-        return counts
+        assert sample.weights is not None and sample.bins is not None
+        counts = sample.weights.double().numpy()
+        ends = np.arange(counts.shape[1]) + sample.bins.first
+        wanted = (np.arange(1, bins) * (2 / bins) - 1) * (absmax.double() / sample.bins.width).numpy()[
+            :, None
+        ]
+        found = np.empty((len(counts), bins))
+        for row, own, want in zip(found, counts, wanted, strict=True):
+            below = np.concatenate([[0.0], own[:-1].cumsum()])
+            row[:] = np.diff(np.interp(want, ends, below), prepend=0.0, append=below[-1])
+        found[:, bins // 2] += counts[:, -1]
+        return found
 
     def _bins(self, sample: Sample) -> int:
         """How many bins the histograms of a sample have."""
@@ -308,42 +330,47 @@ class KL(Search):
         assert isinstance(sample, Counted)
         groups, bins = sample.counts.shape
         # Where no step is wider than a bin, each code holds one bin at most and only the outermost edges count.
-        fine = (params.scale * bins <= 2 * sample.absmax[:, None])[..., None]
+        fine = (params.scale * bins <= 2 * sample.absmax[:, None])[..., None].numpy()
         if params.levels is not None:
-            fine = torch.zeros_like(fine)
-        edge = outermost(params) if bool(fine.all()) else self._edges(params, bins)
+            fine = np.zeros_like(fine)
+        edge = outermost(params) if fine.all() else self._edges(params, bins)
         edge = edge / sample.absmax[:, None, None]
         # The first bin whose middle is not below the edge.
-        edge = ((edge + 1) * (bins / 2) - 0.5).ceil_().clamp_(0, bins).long()
+        edge = edge.add_(1).mul_(bins / 2).sub_(0.5).ceil_().clamp_(0, bins).long()
+        place = edge.numpy()
+        row = np.arange(groups)[:, None, None]
+        mass, filled, entropy = sample.sums
 
-        def at(table: Tensor, place: Tensor) -> Tensor:
-            return table.gather(1, place.reshape(groups, -1)).reshape(place.shape)
+        def at(table: np.ndarray, place: np.ndarray) -> np.ndarray:
+            return table.take(place + row * table.shape[1])
 
-        ends = edge[..., [0, -1]]
-        mass, entropy = at(sample.sums[0], ends), at(sample.sums[2], ends)
-        total = sample.sums[0][:, -1, None, None]
-        below, above = mass[..., :1], total - mass[..., -1:]
-        inside = (mass[..., -1:] - mass[..., :1]).clamp(min=1e-30)
-        reference = entropy[..., -1:] - entropy[..., :1]
-        cross = reference - torch.xlogy(inside, inside)
+        ends = place[..., [0, -1]]
+        outer = at(mass, ends)
+        total = mass[:, -1, None, None]
+        inside = np.maximum(outer[..., 1:] - outer[..., :1], 1e-30)
+        reference = np.diff(at(entropy, ends))
+        cross = reference - xlogy(inside, inside)
         candidate = None
-        if not bool(fine.all()):
-            level, filled = (at(part, edge).diff(dim=2) for part in sample.sums[:2])
-            candidate = level / filled.clamp_(min=1) / inside
-            cross = torch.where(
-                fine, cross, torch.xlogy(level, candidate.clamp(min=1e-300)).sum(2, keepdim=True)
-            )
-        for clipped, place in ((below, edge[..., :1]), (above, edge[..., -1:] - 1)):
-            own_count = at(sample.counts, place.clamp(0, bins - 1))
+        if not fine.all():
+            level = np.diff(at(mass, place))
+            candidate = level / np.maximum(np.diff(at(filled, place)), 1)
+            candidate /= inside
+            cross = np.where(fine, cross, xlogy(level, candidate).sum(2, keepdims=True))
+        for clipped, outermost_bin in (
+            (outer[..., :1], ends[..., :1]),
+            (total - outer[..., 1:], ends[..., 1:] - 1),
+        ):
+            own_count = at(sample.counts, outermost_bin.clip(0, bins - 1))
             joined = own_count + clipped
-            reference = reference + torch.xlogy(joined, joined) - torch.xlogy(own_count, own_count)
+            reference = reference + xlogy(joined, joined) - xlogy(own_count, own_count)
             held = own_count / inside
             if candidate is not None:
-                own = torch.searchsorted(edge, place.contiguous(), right=True).sub_(1)
-                spread = candidate.gather(2, own.clamp_(0, candidate.shape[2] - 1))
-                held = torch.where(fine, held, spread)
+                own = torch.searchsorted(edge, torch.from_numpy(outermost_bin), right=True).numpy() - 1
+                spread = np.take_along_axis(candidate, own.clip(0, candidate.shape[2] - 1), 2)
+                held = np.where(fine, held, spread)
             # An outermost bin that held nothing before has candidate mass 0; a floor keeps the divergence finite.
-            share = torch.where(own_count > 0, held, 0.0).clamp(min=1e-6)
-            cross = cross + torch.xlogy(clipped, share)
-        cost = (reference - cross) / total - total.log()
-        return torch.where(ends[..., -1:] - ends[..., :1] < self.least(bins), torch.inf, cost)[..., 0]
+            share = np.maximum(np.where(own_count > 0, held, 0.0), 1e-6)
+            cross = cross + xlogy(clipped, share)
+        cost = (reference - cross) / total - np.log(total)
+        few = ends[..., 1:] - ends[..., :1] < self.least(bins)
+        return torch.from_numpy(np.where(few, np.inf, cost)[..., 0])

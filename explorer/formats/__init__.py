@@ -10,7 +10,6 @@ import torch
 from explorer.errors import SchemeError, unknown
 from explorer.formats.base import (
     MOST_VALUES,
-    OVERFLOWS,
     Format,
     IntegerFormat,
     Parameter,
@@ -41,7 +40,6 @@ __all__ = [
     "FORMATS",
     "GRANULARITIES",
     "MOST_VALUES",
-    "OVERFLOWS",
     "SCALES",
     "Channel",
     "Convention",

@@ -183,8 +183,7 @@ class LayerTable:
         if self.reasons[name]:
             self.state.problem = f"The layer {name!r} stays in float: {self.reasons[name]}."
         else:
-            scheme = getattr(self.state.session.recipe.config(name), tensor)
-            self.state.edit([name], **{tensor: choices.consequences(field, value, scheme)})
+            self.state.edit([name], **{tensor: choices.consequences(field, value)})
         # Whatever became of it: the cell shows the recipe again.
         self.refresh(force=event.row)
         self.select()
