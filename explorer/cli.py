@@ -146,6 +146,15 @@ def _parser() -> argparse.ArgumentParser:
         parents=[common, answer, limited],
         help=f"what does not suit the tensors, and what changes do, tried on {DIAGNOSED} images or on --limit",
     )
+    theirs = commands.add_parser(
+        "foreign", parents=[common, answer], help="what another tool has chosen, beside the recipe"
+    )
+    theirs.add_argument(
+        "--parameters",
+        required=True,
+        metavar="FILE",
+        help="an ONNX model with quantizers, AIMET encodings, or a state_dict of PyTorch",
+    )
     serve = commands.add_parser("serve", parents=[common], help="open the page")
     serve.add_argument("--port", type=int, default=5006, help="default: %(default)s")
     serve.add_argument("--address", default="127.0.0.1", help="default: %(default)s")
@@ -362,6 +371,33 @@ def _diagnose(session: Session, options: argparse.Namespace) -> None:
             )
 
 
+def _foreign(session: Session, options: argparse.Namespace) -> None:
+    found = session.foreign(options.parameters)
+    table = session.against(found)
+    result = {
+        "model": session.model_name,
+        "source": found.source,
+        "tool": found.tool,
+        "rows": table.to_dict("records"),
+        "left": [{"name": name, "reason": reason} for name, reason in found.left],
+    }
+    if not _write(result, options.json):
+        return
+    print(found.describe())
+    if len(table):
+        shown = table[["layer", "tensor", "scheme", "theirs", "sqnr_db", "sqnr_db_theirs", "elements", "how"]]
+        shown.insert(6, "differing", table["differing"].astype("Int64"))
+        print(shown.to_string(index=False, na_rep="-", float_format="%.2f"))
+    for row in table.to_dict("records"):
+        where = f"{row['layer']} {row['tensor']}"
+        if row["agrees"]:
+            print(f"  {where}: the smallest and largest value under {', '.join(row['agrees'])}")
+        if row["note"]:
+            print(f"  {where}: {row['note']}")
+    for name, reason in found.left:
+        print(f"  left: {name}: {reason}")
+
+
 def _serve(options: argparse.Namespace) -> None:
     from explorer.views.app import serve
 
@@ -375,6 +411,7 @@ QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], None]] = {
     "sensitivity": _sensitivity,
     "additivity": _additivity,
     "diagnose": _diagnose,
+    "foreign": _foreign,
 }
 
 

@@ -8,6 +8,7 @@
     +-- TensorError       a tensor with NaN or infinity, or of a shape that does not fit
     +-- ModelError        a network that cannot be loaded or captured
     |   +-- CheckpointError   weights that are missing, damaged, or of another network
+    |   +-- ParametersError   another tool's parameters that cannot be read or do not fit
     +-- DataError         images or labels that cannot be read or do not fit the network
     +-- LayerError        a layer name that the network does not have
     +-- JobError          a computation that cannot be carried on
@@ -43,6 +44,10 @@ class ModelError(ExplorerError):
 
 class CheckpointError(ModelError):
     """Weights that are missing, damaged, or of another network."""
+
+
+class ParametersError(ModelError):
+    """Another tool's quantization parameters that cannot be read or do not fit."""
 
 
 class DataError(ExplorerError):

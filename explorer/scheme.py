@@ -10,6 +10,7 @@ from explorer.calibrate import Objective, objective
 from explorer.errors import SchemeError, unknown
 from explorer.formats import (
     FORMATS,
+    OVERFLOWS,
     SCALES,
     Format,
     Granularity,
@@ -41,6 +42,7 @@ class TensorScheme:
         convention: whose arithmetic: ``onnx``, ``torch``, ``aimet``, ``nncf``.
         narrow: leave out the lowest code of a symmetric signed format; None does as the convention does.
         scale: which scales are allowed: ``float``, ``pow2`` (as in MX) or ``fp8`` (as in NVFP4).
+        overflow: what becomes of values beyond a float format's range: ``saturate``, or ``infinity`` (in fp8_e4m3 NaN).
 
     Raises:
         SchemeError: for a value that does not exist or values that do not go together.
@@ -57,6 +59,7 @@ class TensorScheme:
     convention: str = field(default="onnx", metadata={"help": "whose integer arithmetic"})
     narrow: bool | None = field(default=None, metadata={"help": "leave out the lowest code"})
     scale: str = field(default="float", metadata={"help": "which scales are allowed"})
+    overflow: str = field(default="saturate", metadata={"help": "values beyond a float format's range"})
 
     def __post_init__(self) -> None:
         for name, kinds in _KINDS.items():
@@ -72,6 +75,8 @@ class TensorScheme:
             raise SchemeError(unknown("mode", self.mode, MODES))
         if self.scale not in SCALES:
             raise SchemeError(unknown("scale rule", self.scale, SCALES))
+        if self.overflow not in OVERFLOWS:
+            raise SchemeError(unknown("rule of overflow", self.overflow, OVERFLOWS))
         # One spelling for one meaning, so that equal schemes are equal values.
         object.__setattr__(self, "granularity", grain.name)
         object.__setattr__(self, "objective", goal.name)
@@ -86,6 +91,11 @@ class TensorScheme:
             )
         if self.scaled:
             self._check_scale()
+        if self.overflow == "infinity" and self.number.beyond is None:
+            raise SchemeError(
+                f"The format {self.format!r} has no code for infinity or NaN, so values beyond its range always "
+                "saturate; set overflow: saturate, or take fp8_e5m2, fp8_e4m3, fp16 or bf16."
+            )
         if self.narrow is not None and not (self.symmetric and self.scaled):
             raise SchemeError(
                 "The field 'narrow' has an effect on symmetric integer formats only; "
@@ -147,7 +157,8 @@ class TensorScheme:
     @property
     def number(self) -> Format:
         """The format itself."""
-        return FORMATS["fp32"] if self.off else FORMATS[self.format]
+        number = FORMATS["fp32"] if self.off else FORMATS[self.format]
+        return number if self.overflow == "saturate" else number.unsaturated
 
     @property
     def bits(self) -> int:
@@ -177,6 +188,10 @@ class TensorScheme:
         return Grid(number, self.symmetric, convention(self.convention), self.narrow, SCALES[self.scale])
 
     @property
+    def _overflow_word(self) -> list[str]:
+        return [] if self.off or self.overflow == "saturate" else [self.overflow]
+
+    @property
     def key(self) -> str:
         """A text that two schemes share exactly if they do the same to every tensor.
 
@@ -184,7 +199,7 @@ class TensorScheme:
         True
         """
         if not self.scaled:
-            return self.number.name
+            return " ".join([self.number.name, *self._overflow_word])
         return json.dumps({f.name: getattr(self, f.name) for f in fields(self)}, sort_keys=True)
 
     def with_format(self, name: str) -> TensorScheme:
@@ -194,15 +209,20 @@ class TensorScheme:
         'fp8_e4m3 layer sym minmax'
         """
         number = format_named(name)
+        overflow = "saturate" if number.beyond is None else self.overflow
         if not number.scaled:
-            return TensorScheme(name)
+            return TensorScheme(name, overflow=overflow)
         mode = "static" if self.mode == "off" else self.mode
         if isinstance(number, LevelFormat):
             goal = self.goal.centred().name
-            return replace(
-                self, format=name, mode=mode, symmetric=True, objective=goal, convention="onnx", narrow=None
-            )
-        return replace(self, format=name, mode=mode)
+            levels: dict[str, Any] = {
+                "symmetric": True,
+                "objective": goal,
+                "convention": "onnx",
+                "narrow": None,
+            }
+            return replace(self, format=name, mode=mode, overflow=overflow, **levels)
+        return replace(self, format=name, mode=mode, overflow=overflow)
 
     def describe(self) -> str:
         """A short text for tables.
@@ -211,12 +231,13 @@ class TensorScheme:
         'int4 subchannel:32 sym mse'
         """
         if not self.scaled:
-            return self.number.name
+            return " ".join([self.number.name, *self._overflow_word])
         words = [self.format, self.granularity, "sym" if self.symmetric else "asym", self.objective]
         words += ["dynamic"] if self.mode == "dynamic" else []
         words += [self.convention] if self.convention != "onnx" else []
         words += [] if self.narrow is None else ["narrow" if self.narrow else "full"]
         words += [self.scale] if self.scale != "float" else []
+        words += self._overflow_word
         return " ".join(words)
 
     def to_dict(self) -> dict[str, Any]:
@@ -237,6 +258,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "convention": (str,),
     "narrow": (bool, type(None)),
     "scale": (str,),
+    "overflow": (str,),
 }
 FIELDS: tuple[str, ...] = tuple(_KINDS)
 TENSORS: tuple[str, ...] = ("weight", "input")

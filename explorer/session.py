@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import pandas as pd
@@ -13,30 +14,35 @@ from torch import Tensor, nn
 
 from explorer.calibrate import Sample
 from explorer.cost import cost
-from explorer.errors import LayerError, ModelError, SchemeError, nearest, unknown
-from explorer.formats import FloatFormat, fake_quantize_
+from explorer.errors import LayerError, ModelError, ParametersError, SchemeError, nearest, unknown
+from explorer.formats import FloatFormat, IntegerFormat, encode, fake_quantize_
 from explorer.graph import Calibration, Engine, Graph, Layer, Plan, plan
 from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import Recipe, TensorScheme
-from explorer.sources import LoadedModel, Preprocess
+from explorer.sources import LoadedModel, Preprocess, read_foreign
 from explorer.study import (
     DEFAULT_FORMATS,
     MEASURES,
     METHODS,
     OWN,
     Additivity,
+    Against,
     Channels,
     Comparison,
     Diagnosis,
     Evaluation,
+    ForeignParameters,
+    ForeignTensor,
     Histogram,
     Jackknife,
     Lens,
     NumberLine,
+    Ours,
     Patient,
     Source,
     Sweep,
     additivity,
+    against_of,
     compare_steps,
     diagnosis_steps,
     dynamic_channels,
@@ -507,6 +513,7 @@ class Session:
         bins: int = 256,
         scheme: SchemeLike | None = None,
         index: int = 0,
+        foreign: ForeignParameters | None = None,
     ) -> Histogram:
         """The distribution of a layer's weight or input before and after quantization.
 
@@ -516,11 +523,17 @@ class Session:
             bins: how many.
             scheme: None takes the recipe's.
             index: which input, where a layer has several.
+            foreign: another tool's parameters (:meth:`foreign`), under which it is then; ``scheme`` is left out.
 
         Raises:
             LayerError: when the layer does not exist or has no such tensor.
+            ParametersError: when ``foreign`` has no parameters for it.
         """
         _check_bins(bins)
+        if foreign is not None:
+            if scheme is not None:
+                raise SchemeError("Give a scheme or another tool's parameters, not both.")
+            return self._foreign_histogram(layer, tensor, bins, index, foreign)
         found, chosen = self._tensor(layer, tensor, scheme)
         key = (layer, f"{tensor}{index}", chosen.key, bins)
         if key not in self._histograms:
@@ -792,6 +805,101 @@ class Session:
         """
         steps = self.formats_steps(layer, tensor, bits, index)
         return rivals_table(next(iter(deque(steps, maxlen=1)), ()))
+
+    # -- what another tool has chosen --------------------------------------------------------------
+
+    def foreign(
+        self, source: str | os.PathLike[str] | Mapping[str, Any], content: bytes | None = None
+    ) -> ForeignParameters:
+        """Read what another tool has chosen for this network; nothing in a file is executed.
+
+        Args:
+            source: an ONNX model with quantizers, a file of AIMET encodings, a state_dict of PyTorch; or in memory
+                a state_dict, or ``{layer: {"weight": p, "input": p}}``, each p a quantized torch tensor or a
+                dictionary of ``scale, zero_point, qmin, qmax`` and perhaps ``axis``.
+            content: of the file, where it has been read already; ``source`` is then its name only.
+
+        Raises:
+            ParametersError: when it cannot be read, or holds nothing that is quantized.
+        """
+        return read_foreign(source, self.graph, content)
+
+    def against(self, foreign: ForeignParameters) -> pd.DataFrame:
+        """The present recipe beside another tool's parameters, a row for each tensor that the tool has some for.
+
+        The columns are the fields of :class:`explorer.study.Against`.  Codes and SQNR of inputs are those of the first
+        batch of calibration images.
+        """
+        rows = [self.against_tensor(foreign, *place) for place in foreign.tensors]
+        return pd.DataFrame([vars(row) for row in rows], columns=[f.name for f in fields(Against)])
+
+    def against_tensor(
+        self, foreign: ForeignParameters, layer: str, tensor: str = "weight", index: int = 0
+    ) -> Against:
+        """One row of :meth:`against`.
+
+        Raises:
+            ParametersError: when ``foreign`` has no parameters for that tensor.
+        """
+        found, scheme = self._tensor(layer, tensor, None)
+        theirs = self._theirs(foreign, layer, tensor, index)
+        if tensor == "weight":
+            values, axis = self._weight(found), found.axis
+            params = fit_tensor(values, scheme, axis) if scheme.scaled else None
+            after = apply(values, scheme, params, axis)
+        else:
+            values = self._first_activation(found, index)
+            axis = found.channel % values.dim()
+            static = scheme.scaled and scheme.mode == "static"
+            params = self.subject.calibration.params(found, index, scheme) if static else None
+            after = values if scheme.off else quantize_activation(values, scheme, params, found.channel)
+        codes = None
+        if params is not None and isinstance(scheme.number, IntegerFormat):
+            codes = encode(
+                values, *params.spread(lambda number: scheme.grain.expand(number, values.shape, axis)), params
+            )
+        ours = Ours(scheme.describe(), params, codes, after)
+        place = (layer, tensor, index)
+        return against_of(place, foreign.how[place], values, ours, theirs, exact=tensor == "weight")
+
+    def _theirs(self, foreign: ForeignParameters, layer: str, tensor: str, index: int) -> ForeignTensor:
+        theirs = foreign.get(layer, tensor, index)
+        if theirs is None:
+            raise ParametersError(f"{foreign.source} has no parameters for the {tensor} of {layer!r}.")
+        return theirs
+
+    def _foreign_histogram(
+        self, layer: str, tensor: str, bins: int, index: int, foreign: ForeignParameters
+    ) -> Histogram:
+        found, _ = self._tensor(layer, tensor, None)
+        theirs = self._theirs(foreign, layer, tensor, index)
+        weights = None
+        if tensor == "weight":
+            values = self._weight(found)
+        elif theirs.axis is None:
+            whole = TensorScheme("uint8", "layer", symmetric=False)
+            sample = self.subject.calibration.sample(found, index, whole)
+            values, weights = sample.values, sample.weights
+        else:
+            values = self._first_activation(found, index)
+        params, (scale, zero_point) = theirs.params, theirs.spread(tuple(values.shape))
+        low, high = scale * (params.qmin - zero_point), scale * (params.qmax - zero_point)
+        slack = 1e-6 * torch.maximum(-low, high)
+        outside = ((values < low - slack) | (values > high + slack)).float()
+        clipped = outside.mean() if weights is None else (weights * outside).sum() / weights.sum()
+        made = histogram_of(
+            layer,
+            tensor,
+            TensorScheme(),
+            values,
+            theirs.apply(values),
+            params,
+            weights,
+            float(clipped),
+            bins,
+            exact=tensor == "weight",
+        )
+        return replace(made, scheme=f"{foreign.tool} {theirs.describe()}")
 
     def panel(self) -> Any:
         """The page, for a notebook cell or a server."""

@@ -22,6 +22,7 @@ from explorer.formats import (
     CONVENTIONS,
     FORMATS,
     GRANULARITIES,
+    OVERFLOWS,
     SCALES,
     IntegerFormat,
     LevelFormat,
@@ -184,6 +185,7 @@ FIELD_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "convention": st.sampled_from(list(CONVENTIONS)),
     "narrow": st.sampled_from([None, True, False]),
     "scale": st.sampled_from(list(SCALES)),
+    "overflow": st.sampled_from(list(OVERFLOWS)),
 }
 
 

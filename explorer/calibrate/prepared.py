@@ -91,7 +91,8 @@ class Plain:
         )
         if self.weights is not None:
             error.mul_(self.weights)
-        return error.sum(self.axis).double()
+        # What becomes NaN is as bad as what becomes infinity.
+        return error.sum(self.axis).double().nan_to_num_(nan=torch.inf, posinf=torch.inf)
 
 
 @dataclass(frozen=True, eq=False)

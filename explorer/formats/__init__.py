@@ -10,6 +10,7 @@ import torch
 from explorer.errors import SchemeError, unknown
 from explorer.formats.base import (
     MOST_VALUES,
+    OVERFLOWS,
     Format,
     IntegerFormat,
     Parameter,
@@ -40,6 +41,7 @@ __all__ = [
     "FORMATS",
     "GRANULARITIES",
     "MOST_VALUES",
+    "OVERFLOWS",
     "SCALES",
     "Channel",
     "Convention",

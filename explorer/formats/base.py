@@ -28,6 +28,11 @@ Entry = TypeVar("Entry")
 # A listing longer than this is a drawing that nobody can read and an array that nobody wants.
 MOST_VALUES = 1 << 16
 
+OVERFLOWS: dict[str, str] = {
+    "saturate": "values beyond the range become the largest",
+    "infinity": "values beyond the range become infinity, in fp8_e4m3 NaN",
+}
+
 
 @dataclass(frozen=True)
 class Format(ABC):
@@ -46,6 +51,16 @@ class Format(ABC):
     @abstractmethod
     def values(self) -> np.ndarray:
         """The representable values before scaling, float64 ``(levels,)``, increasing."""
+
+    @property
+    def beyond(self) -> float | None:
+        """What a value beyond the largest may become instead of it: infinity or NaN; None where there is no code."""
+        return None
+
+    @property
+    def unsaturated(self) -> Format:
+        """The format in which such values become infinity or NaN; the same where there is no code for them."""
+        return self
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 All are symmetric in use: one real number, the scale, carries a level to a real value, and there is no zero point.
 Encoding takes the nearest level, ties to the level whose code is even, which for floats is IEEE's rounding.
-A value beyond the last level becomes the last level: nothing turns into infinity or NaN, whose codes are
-never made.
+A value beyond the last level becomes the last level.  Floats that have codes for infinity (fp8_e5m2) or NaN alone
+(fp8_e4m3) may make those instead, of values that would round to the number after the last one: the two
+conversions of OFP8, section 5.2.
 
 Sources: OCP 8-bit Floating Point Specification (OFP8) 1.0, 2023; OCP Microscaling Formats (MX) 1.0, 2023, for
 6 and 4 bits; Dettmers et al., 2023, arXiv:2305.14314, appendix E, for NF4; Miyashita et al., 2016,
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,6 +32,7 @@ class LevelFormat(Format):
     Args:
         levels: what can be represented before scaling, increasing, zero among them.
         codes: the bit pattern of each level, from 0 to ``2**bits - 1``.
+        specials: codes that mean no level of their own, with what they mean: minus zero, infinity, NaN.
 
     >>> LevelFormat("sign", 2, "", levels=(-1.0, 0.0, 1.0), codes=(3, 0, 1)).round(torch.tensor([0.4, -9.0])).tolist()
     [0.0, -1.0]
@@ -38,6 +40,7 @@ class LevelFormat(Format):
 
     levels: tuple[float, ...] = ()
     codes: tuple[int, ...] = ()
+    specials: tuple[tuple[int, float], ...] = ()
 
     @property
     def scaled(self) -> bool:
@@ -69,7 +72,18 @@ class LevelFormat(Format):
     def _by_code(self) -> Tensor:
         table = torch.full((1 << self.bits,), math.nan)
         table[self._codes.long()] = self._levels
+        for code, value in self.specials:
+            table[code] = value
         return table
+
+    @property
+    def by_code(self) -> np.ndarray:
+        """What each code means before scaling, float64 ``(2**bits,)``; NaN for codes that mean nothing, too.
+
+        >>> LEVEL_FORMATS["fp4_e2m1"].by_code.tolist()[6:12]
+        [4.0, 6.0, -0.0, -0.5, -1.0, -1.5]
+        """
+        return self._by_code.double().numpy()
 
     @cached_property
     def borders(self) -> Tensor:
@@ -102,7 +116,7 @@ class LevelFormat(Format):
         return self._codes.take(self.index(values))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The levels of codes made by :meth:`encode`, float32."""
+        """What codes mean, float32: the levels of those made by :meth:`encode`."""
         return self._by_code.take(codes.long())
 
 
@@ -113,6 +127,8 @@ class SmallFloat(LevelFormat):
     Args:
         mantissa: bits of the fraction.
         least: the exponent of the smallest normal number.
+        beyond: infinity or NaN, where there is a code for what lies beyond the last level.
+        saturates: what lies beyond becomes the last level all the same.
 
     >>> small_float("fp4_e2m1", 2, 1, "").values[8:].tolist()
     [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
@@ -120,15 +136,36 @@ class SmallFloat(LevelFormat):
 
     mantissa: int = 0
     least: int = 0
+    beyond: float | None = None
+    saturates: bool = True
+
+    @cached_property
+    def unsaturated(self) -> SmallFloat:
+        return self if self.beyond is None else replace(self, saturates=False)
 
     def round(self, values: Tensor) -> Tensor:
         """As of any format, in six passes of arithmetic instead of a search."""
-        values = values.clamp(-self.highest, self.highest)
+        # What is far beyond is brought near: its quotient by the step must be a number.
+        most = self.highest if self.saturates else 2 * self.highest
+        values = values.clamp(-most, most)
         # The exponent's bits alone are the power of two below the magnitude; its last place is the step.
         power = (values.view(torch.int32) & 0x7F800000).view(torch.float32)
         step = power.clamp_(min=2.0**self.least).mul_(2.0**-self.mantissa)
         # + 0.0 turns -0.0, for which there is no code of its own, into 0.0.
-        return values.div(step).round_().mul_(step).add_(0.0)
+        rounded = values.div(step).round_().mul_(step).add_(0.0)
+        if self.saturates or self.beyond is None:
+            return rounded
+        return torch.where(rounded.abs() > self.highest, rounded.sign() * self.beyond, rounded)
+
+    def encode(self, values: Tensor) -> Tensor:
+        """As of any format; of a value beyond the last level that does not saturate, the code of :attr:`beyond`."""
+        codes = super().encode(values)
+        if self.saturates:
+            return codes
+        sign = (values < 0).int() << (self.bits - 1)
+        # The first of these codes is infinity's or the only NaN's.
+        special = next(code for code, value in self.specials if not math.isfinite(value))
+        return torch.where(self.round(values).isfinite(), codes, special | sign)
 
 
 def small_float(
@@ -141,17 +178,20 @@ def small_float(
         nan: the largest code alone is NaN.
     """
     bias = (1 << (exponent - 1)) - 1
-    magnitudes = []
+    magnitudes, specials = [], [(0, 0.0)]
     for code in range(1 << (exponent + mantissa)):
         power, fraction = code >> mantissa, code & ((1 << mantissa) - 1)
         top = power == (1 << exponent) - 1
         if top and (infinities or (nan and fraction == (1 << mantissa) - 1)):
+            specials.append((code, math.inf if infinities and not fraction else math.nan))
             continue
         whole = fraction / (1 << mantissa) + (power > 0)
         magnitudes.append((whole * 2.0 ** (max(power, 1) - bias), code))
     levels, codes = _mirrored(magnitudes, exponent + mantissa)
     bits = 1 + exponent + mantissa
-    return SmallFloat(name, bits, help, levels, codes, mantissa=mantissa, least=1 - bias)
+    both = [*specials[1:], *((code | 1 << (bits - 1), -value) for code, value in specials)]
+    beyond = specials[1][1] if len(specials) > 1 else None
+    return SmallFloat(name, bits, help, levels, codes, tuple(both), mantissa, 1 - bias, beyond)
 
 
 def _mirrored(magnitudes: list[tuple[float, int]], sign: int) -> tuple[tuple[float, ...], tuple[int, ...]]:

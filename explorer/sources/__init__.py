@@ -12,12 +12,14 @@ from explorer.sources.data import (
     load_data,
 )
 from explorer.sources.files import atomic_write
+from explorer.sources.foreign import FOREIGN_SUFFIXES, read_foreign
 from explorer.sources.models import LoadedModel, load_model, load_weights, read_checkpoint
 from explorer.sources.preprocess import Preprocess
 from explorer.sources.recipes import load_recipe
 from explorer.sources.zoo import ZOO
 
 __all__ = [
+    "FOREIGN_SUFFIXES",
     "ZOO",
     "ZOO_DATA",
     "ArrayData",
@@ -35,4 +37,5 @@ __all__ = [
     "load_recipe",
     "load_weights",
     "read_checkpoint",
+    "read_foreign",
 ]

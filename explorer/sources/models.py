@@ -25,7 +25,7 @@ from explorer.sources.preprocess import Preprocess
 from explorer.sources.zoo import CLASSES, ZOO
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
+WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -247,7 +247,7 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def _unwrapped(state: object, source: str) -> dict[str, Tensor]:
-    for word in _WRAPPERS:
+    for word in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(word), Mapping):
             state = state[word]
     if not isinstance(state, Mapping) or not state:

@@ -6,6 +6,7 @@ from explorer.study.channels import Channels, dynamic_channels, input_channels, 
 from explorer.study.compare import Comparison, compare_steps
 from explorer.study.diagnosis import Diagnosis, Finding, Patient, diagnosis_steps
 from explorer.study.evaluate import Evaluation, Examples, Flip, LayerReport, evaluate_steps, layer_reports
+from explorer.study.foreign import Against, ForeignParameters, ForeignTensor, Ours, against_of
 from explorer.study.histogram import Histogram, histogram_of
 from explorer.study.jackknife import Influence, Jackknife, Source, jackknife_steps
 from explorer.study.lens import Lens, lens_of
@@ -25,6 +26,7 @@ __all__ = [
     "RULES",
     "TENSOR_CHOICES",
     "Additivity",
+    "Against",
     "Channels",
     "Comparison",
     "Diagnosis",
@@ -33,17 +35,21 @@ __all__ = [
     "Examples",
     "Finding",
     "Flip",
+    "ForeignParameters",
+    "ForeignTensor",
     "Histogram",
     "Influence",
     "Jackknife",
     "LayerReport",
     "Lens",
     "NumberLine",
+    "Ours",
     "Patient",
     "Rival",
     "Source",
     "Sweep",
     "additivity",
+    "against_of",
     "compare_steps",
     "diagnosis_steps",
     "dynamic_channels",

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from explorer.cost import Cost, cost
-from explorer.errors import DataError
+from explorer.errors import DataError, TensorError
 from explorer.graph import Batch, Engine, Layer, Plan
 from explorer.graph.engine import params_key, weight_key
 from explorer.graph.fakequant import quantize_activation
@@ -210,6 +211,21 @@ class Scores:
         return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
+def check_scores(result: Tensor) -> None:
+    """Refuse class scores (images, classes) that no class can be read from.
+
+    Raises:
+        TensorError: with how many images have such scores.
+    """
+    bad = int((~torch.isfinite(result)).any(1).sum())
+    if bad:
+        raise TensorError(
+            f"The class scores of {bad:,} of {len(result):,} images are infinite or NaN, since values beyond a "
+            "format's range become infinity; set overflow: saturate, or give the layers whose SQNR is minus "
+            "infinity a wider range or format."
+        )
+
+
 class Reference:
     """What a batch is scored against, worked out once for any number of results.
 
@@ -219,6 +235,7 @@ class Reference:
 
     Raises:
         DataError: for labels beyond the classes.
+        TensorError: from :meth:`scores`, for class scores that are infinite or NaN.
     """
 
     def __init__(self, result: Tensor, labels: Tensor | None) -> None:
@@ -238,6 +255,7 @@ class Reference:
     def scores(self, result: Tensor) -> Scores:
         """The scores of the same batch from a network's results (images, classes)."""
         result = result.double()
+        check_scores(result)
         log_q = F.log_softmax(result, 1)
         return Scores(
             right=(result.argmax(1) == self._target).double().numpy(),

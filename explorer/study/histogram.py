@@ -35,6 +35,8 @@ class Histogram:
         maximum: largest value before.
         elements: how many elements were counted.
         clipped_fraction: the share of elements outside of their own group's range.
+        infinite_fraction: the share of elements that became infinity or NaN; they are in no bin of
+            ``quantized_counts``.
         used_levels: how many of ``levels`` some element takes (in a histogram from bins: at most that many).
         sqnr_db: of this tensor under the scheme.
         exact: every element was looked at; otherwise bins of a calibration histogram stand for them.
@@ -57,6 +59,7 @@ class Histogram:
     used_levels: int
     sqnr_db: float
     exact: bool
+    infinite_fraction: float = 0.0
 
 
 def _edges(low: float, high: float, bins: int) -> np.ndarray:
@@ -109,11 +112,14 @@ def histogram_of(
     """
     x, y = before.detach().reshape(-1).double().numpy(), after.detach().reshape(-1).double().numpy()
     w = None if weights is None else weights.detach().reshape(-1).double().numpy()
-    low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
+    known = np.isfinite(y)
+    inside = y[known] if known.any() else x
+    low, high = float(min(x.min(), inside.min())), float(max(x.max(), inside.max()))
     edges = _edges(low, high, bins)
     counts = np.histogram(x, edges, weights=w)[0].astype(float)
-    quantized = np.histogram(y, edges, weights=w)[0].astype(float)
-    error = (x - y) ** 2
+    quantized = np.histogram(y[known], edges, weights=None if w is None else w[known])[0].astype(float)
+    counted = np.ones_like(x) if w is None else w
+    error = np.where(known, x - y, np.where(counted > 0, np.inf, 0.0)) ** 2
     total = float(len(x) if w is None else w.sum())
     signal = float((x * x).sum() if w is None else (w * x * x).sum())
     sums = ErrorSums(1, signal, float(error.sum() if w is None else (w * error).sum()))
@@ -128,7 +134,7 @@ def histogram_of(
     levels = _levels(params, scheme, low, high)
     used = 0
     if len(levels):
-        kept = y if w is None else y[w > 0]
+        kept = y[known] if w is None else y[known & (w > 0)]
         if groups == 1:
             used = min(len(np.unique(kept)), len(levels))
         elif params is not None:
@@ -151,14 +157,19 @@ def histogram_of(
         used,
         sums.sqnr_db if total and not math.isnan(signal) else math.inf,
         exact,
+        _share(~known, w),
     )
+
+
+def _share(which: np.ndarray, w: np.ndarray | None) -> float:
+    return float(which.mean() if w is None else (w * which).sum() / max(w.sum(), 1e-30))
 
 
 def _clipped(x: np.ndarray, w: np.ndarray | None, clip: tuple[float, float]) -> float:
     # Half a unit in the last place of float32 is not clipping.
     slack = 1e-6 * max(abs(clip[0]), abs(clip[1]))
     outside = (x < clip[0] - slack) | (x > clip[1] + slack)
-    return float(outside.mean() if w is None else (w * outside).sum() / max(w.sum(), 1e-30))
+    return _share(outside, w)
 
 
 def clipped_share(sample: Sample, params: QParams) -> float:

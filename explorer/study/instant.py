@@ -22,11 +22,12 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from explorer.errors import TensorError
 from explorer.graph import Batch
 from explorer.study.evaluate import Examples, Reference, ScoreList, Scores
 from explorer.study.local import energy, output_steps
 from explorer.study.measures import energy_ratio_db
-from explorer.study.sweep import EXACT, Board, Sweep
+from explorer.study.sweep import EXACT, Board, Row, Sweep
 
 INSTANT = "instant"
 # Of what the naive loop costs, the share that the instant tier may cost, in passes over an image.
@@ -228,6 +229,7 @@ def _tangent(sweep: Sweep, examples: Examples, seed: int) -> _Tangent | None:
             signal = energy(plain[name])
             for index in rows[name]:
                 error = sweep.engine.compute(sweep.local_plan(sweep.rows[index]), name, plain) - plain[name]
+                _check_error(error, sweep.rows[index])
                 moves = {
                     key: _products(gradient, error) for key, gradient in zip(directions, here, strict=True)
                 }
@@ -235,6 +237,19 @@ def _tangent(sweep: Sweep, examples: Examples, seed: int) -> _Tangent | None:
                 energies[index] = np.stack([signal, energy(error)])
     order = range(len(sweep.rows))
     return _Tangent([scores[i] for i in order], [energies[i] for i in order])
+
+
+def _check_error(error: Tensor, row: Row) -> None:
+    """Refuse what cannot be carried on in small steps.
+
+    Raises:
+        TensorError: where values of the row's layer have become infinity.
+    """
+    if not bool(torch.isfinite(error).all()):
+        raise TensorError(
+            f"The output of {row.layer!r} is infinite or NaN under {row.format!r}, since values beyond the format's "
+            "range become infinity; set overflow: saturate, or use the method output, which needs no result."
+        )
 
 
 def _products(gradient: Tensor | None, error: Tensor) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,8 +18,9 @@ OUTPUT_IMAGES = 128
 
 
 def energy(values: Tensor) -> np.ndarray:
-    """The sum of squares of each image, float64 ``(images,)``."""
-    return torch.linalg.vector_norm(values.flatten(1), dim=1).double().square().numpy()
+    """The sum of squares of each image, float64 ``(images,)``; infinite where it holds NaN."""
+    norm = torch.linalg.vector_norm(values.flatten(1), dim=1).double()
+    return norm.nan_to_num_(nan=math.inf, posinf=math.inf).square().numpy()
 
 
 def fill_weights(sweep: Sweep, board: Board) -> None:

@@ -29,13 +29,16 @@ def _t(count: int, confidence: float) -> float:
 
 
 def _energy(x: Tensor) -> float:
-    """The sum of squares, accumulated in float64 without a copy in that type."""
-    return float(torch.linalg.vector_norm(x.detach(), dtype=torch.float64)) ** 2
+    """The sum of squares, accumulated in float64 without a copy in that type; infinite with NaN among them."""
+    norm = float(torch.linalg.vector_norm(x.detach(), dtype=torch.float64))
+    return math.inf if math.isnan(norm) else norm**2
 
 
 @dataclass(frozen=True)
 class ErrorSums:
     """Sums over the elements of a signal x and its quantized version y; ``a + b`` joins two sets.
+
+    Where y holds infinity or NaN (``overflow: infinity``) the noise is infinite and the SQNR minus infinity.
 
     >>> import torch
     >>> round(ErrorSums.of(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])).sqnr_db, 2)
@@ -56,6 +59,8 @@ class ErrorSums:
             return cls()
         error = x.detach() - y.detach()
         signal, noise, image = _energy(x), _energy(error), _energy(y)
+        if math.isinf(noise):
+            return cls(x.numel(), signal, noise, math.nan, image, math.inf)
         # (x - y)^2 = x^2 + y^2 - 2 x y, so the product needs no pass of its own.
         cross = (signal + image - noise) / 2
         return cls(x.numel(), signal, noise, cross, image, float(torch.linalg.vector_norm(error, math.inf)))
@@ -75,7 +80,9 @@ class ErrorSums:
         """``10 log10(sum x^2 / sum (x - y)^2)``; infinite where nothing differs."""
         if self.noise == 0:
             return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
+        if self.signal == 0 or math.isinf(self.noise):
+            return -math.inf
+        return 10 * math.log10(self.signal / self.noise)
 
     @property
     def mse(self) -> float:
@@ -89,7 +96,7 @@ class ErrorSums:
 
     @property
     def cosine(self) -> float:
-        """The cosine of the angle between the two."""
+        """The cosine of the angle between the two; NaN where there is none to an infinite y."""
         norm = math.sqrt(self.signal * self.image)
         return self.cross / norm if norm else 1.0
 
@@ -216,6 +223,8 @@ def ratio_db_interval(signal: np.ndarray, noise: np.ndarray, confidence: float =
         return -math.inf, math.inf
     if total_noise <= 0:
         return math.inf, math.inf
+    if math.isinf(total_noise):
+        return -math.inf, -math.inf
     ratio = total_noise / total_signal
     low, high = _hall(noise - ratio * signal, confidence)
     mean = total_signal / count

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from explorer.calibrate import OBJECTIVES
-from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES, LevelFormat, family, spelled
-from explorer.recipe import MODES, PRESETS
+from explorer.formats import (
+    CONVENTIONS,
+    FORMATS,
+    GRANULARITIES,
+    OVERFLOWS,
+    SCALES,
+    LevelFormat,
+    family,
+    spelled,
+)
+from explorer.recipe import MODES, PRESETS, TensorScheme
 
+ANY = TensorScheme()
 # The numbers that are offered for entries of the tables that take one; any other can be typed in the inspector.
 SIZES = {"group:N": (4, 16), "subchannel:N": (16, 32, 64, 128)}
 
@@ -61,6 +71,16 @@ def conventions() -> list[str]:
     return list(CONVENTIONS)
 
 
+def scales() -> list[str]:
+    """Which numbers a scale may be."""
+    return list(SCALES)
+
+
+def overflows() -> list[str]:
+    """What becomes of values beyond a float format's range."""
+    return list(OVERFLOWS)
+
+
 def modes() -> list[str]:
     """When the ranges of an activation are set."""
     return list(MODES)
@@ -71,15 +91,22 @@ def presets() -> list[str]:
     return list(PRESETS)
 
 
-def consequences(field: str, value: object) -> dict[str, object]:
-    """The fields that change with one that a user picks, so that the scheme as a whole makes sense.
+def consequences(field: str, value: object, scheme: TensorScheme = ANY) -> dict[str, object]:
+    """The fields that change with one that a user picks, so that the ``scheme`` as a whole makes sense.
 
     >>> consequences("mode", "dynamic")
     {'mode': 'dynamic', 'objective': 'minmax', 'granularity': 'layer'}
     """
     if field == "mode" and value == "dynamic":
         return {"mode": value, "objective": "minmax", "granularity": "layer"}
-    if field == "format" and isinstance(FORMATS.get(str(value)), LevelFormat):
-        # A list of levels has no zero point and no integers for a convention to differ in.
-        return {"format": value, "symmetric": True, "convention": "onnx", "narrow": None}
-    return {field: value}
+    if field == "scale" and str(value) in SCALES and SCALES[str(value)].shared_bits:
+        return {"scale": value, "symmetric": True}
+    changed = {field: value}
+    if field == "format" and str(value) in FORMATS:
+        number = FORMATS[str(value)]
+        if isinstance(number, LevelFormat):
+            # A list of levels has no zero point and no integers for a convention to differ in.
+            changed |= {"symmetric": True, "convention": "onnx", "narrow": None}
+        if number.beyond is None and scheme.overflow != "saturate":
+            changed["overflow"] = "saturate"
+    return changed

@@ -6,7 +6,16 @@ from html import escape
 from typing import Any
 
 from explorer.calibrate import OBJECTIVES
-from explorer.formats import CONVENTIONS, FORMATS, GRANULARITIES, LevelFormat, Parameter, spelled
+from explorer.formats import (
+    CONVENTIONS,
+    FORMATS,
+    GRANULARITIES,
+    OVERFLOWS,
+    SCALES,
+    LevelFormat,
+    Parameter,
+    spelled,
+)
 from explorer.recipe import MODES, TensorScheme
 from explorer.views import choices, kit, theme
 from explorer.views.state import PageState
@@ -50,25 +59,29 @@ class TensorControls:
         self.numbers = [kit.real("", 1.0), kit.real("", 1.0)]
         self.number_row = kit.row(*self.numbers, visible=False)
         self.convention = kit.select("convention", choices.conventions(), "onnx")
+        self.scale = kit.select("scale", choices.scales(), "float")
+        self.overflow = kit.select("overflow", choices.overflows(), "saturate", visible=False)
         self.mode = kit.select("mode", modes, "static", width=112) if modes else None
+        self.last = kit.row(*([self.mode] if self.mode is not None else []), self.overflow)
         self.refused = kit.html(css=CSS, visible=False)
         self.view = kit.column(*self._rows(), sizing_mode="stretch_width", css=":host { gap: 8px; }")
         self._watch()
 
     def _rows(self) -> list[Any]:
-        last = [self.convention, self.mode] if self.mode is not None else [self.convention]
         return [
             kit.html(f'<div class="title">{self.tensor}</div>', css=CSS, height=17),
             kit.row(self.format, self.symmetric),
             kit.row(self.grain, self.size),
             kit.row(self.goal),
             self.number_row,
-            kit.row(*last),
+            kit.row(self.convention, self.scale),
+            self.last,
             self.refused,
         ]
 
     def _watch(self) -> None:
         simple = {"format": self.format, "symmetric": self.symmetric, "convention": self.convention}
+        simple |= {"scale": self.scale, "overflow": self.overflow}
         if self.mode is not None:
             simple["mode"] = self.mode
         for field, widget in simple.items():
@@ -117,7 +130,7 @@ class TensorControls:
     def _change(self, field: str, value: object) -> None:
         if self._quiet:
             return
-        changed = choices.consequences(field, value)
+        changed = choices.consequences(field, value, self.scheme)
         sentence = self.state.edit([self.state.layer], **{self.tensor: changed})
         self.state.problem = ""
         self.sync()
@@ -148,13 +161,24 @@ class TensorControls:
         self.goal.value = choices.objective_family(scheme.objective)
         self._show_numbers([float(number) for number in scheme.objective.split(":")[1:]])
         self.convention.value = scheme.convention
+        self.scale.value, self.overflow.value = scheme.scale, scheme.overflow
         if self.mode is not None:
             self.mode.value = scheme.mode
         self.size.visible = GRANULARITIES[self.grain.value].sized
-        for widget in (self.symmetric, self.grain, self.size, self.goal, *self.numbers, self.convention):
+        for widget in (
+            self.symmetric,
+            self.grain,
+            self.size,
+            self.goal,
+            *self.numbers,
+            self.convention,
+            self.scale,
+        ):
             widget.disabled = not scheme.scaled
         if isinstance(scheme.number, LevelFormat):
             self.symmetric.disabled = self.convention.disabled = True
+        self.overflow.visible = scheme.number.beyond is not None
+        self.last.visible = self.mode is not None or self.overflow.visible
         self.format.disabled = scheme.mode == "off"
 
 
@@ -246,6 +270,9 @@ def help_of(scheme: TensorScheme) -> str:
             (scheme.objective, OBJECTIVES[goal].help),
             (scheme.convention, CONVENTIONS[scheme.convention].help),
         ]
+        names += [(scheme.scale, SCALES[scheme.scale].help)] if scheme.scale != "float" else []
+    if scheme.overflow != "saturate":
+        names.append((scheme.overflow, OVERFLOWS[scheme.overflow]))
     if scheme.mode != "static":
         names.append((scheme.mode, MODES[scheme.mode]))
     return "<br>".join(f"<b>{escape(name)}</b>: {escape(text)}" for name, text in names)

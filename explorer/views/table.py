@@ -183,7 +183,8 @@ class LayerTable:
         if self.reasons[name]:
             self.state.problem = f"The layer {name!r} stays in float: {self.reasons[name]}."
         else:
-            self.state.edit([name], **{tensor: choices.consequences(field, value)})
+            scheme = getattr(self.state.session.recipe.config(name), tensor)
+            self.state.edit([name], **{tensor: choices.consequences(field, value, scheme)})
         # Whatever became of it: the cell shows the recipe again.
         self.refresh(force=event.row)
         self.select()

@@ -141,6 +141,8 @@ def caption(h: Histogram) -> str:
     facts = [f"<b>{escape(h.scheme)}</b>", f"SQNR <b>{decibels(h.sqnr_db)}</b>"]
     if h.scheme != "fp32":
         facts.append(f"clipped <b>{percent(h.clipped_fraction, 3)}</b>")
+    if h.infinite_fraction:
+        facts.append(f"infinity or NaN <b>{percent(h.infinite_fraction, 3)}</b>")
     if len(h.levels):
         used = f"{h.used_levels:,} of {len(h.levels):,} levels used" if h.groups == 1 else ""
         facts.append(used or f"{len(h.levels):,} levels a group")
