@@ -16,7 +16,7 @@ from explorer.calibrate import Sample
 from explorer.cost import cost
 from explorer.errors import LayerError, ModelError, ParametersError, SchemeError, nearest, unknown
 from explorer.formats import FloatFormat, IntegerFormat, encode, fake_quantize_
-from explorer.graph import Calibration, Engine, Graph, Layer, Plan, plan
+from explorer.graph import Batch, Calibration, Engine, Graph, Layer, Plan, plan
 from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import Recipe, TensorScheme
 from explorer.sources import LoadedModel, Preprocess, read_foreign
@@ -29,7 +29,9 @@ from explorer.study import (
     Against,
     Channels,
     Comparison,
+    Curves,
     Diagnosis,
+    Effect,
     Evaluation,
     ForeignParameters,
     ForeignTensor,
@@ -44,8 +46,10 @@ from explorer.study import (
     additivity,
     against_of,
     compare_steps,
+    curve_steps,
     diagnosis_steps,
     dynamic_channels,
+    effect,
     evaluate_steps,
     histogram_of,
     input_channels,
@@ -61,6 +65,7 @@ from explorer.study.diagnosis import IMAGES as DIAGNOSED
 from explorer.study.evaluate import check_interval
 from explorer.study.grouped import Grouped, grouped_input, grouped_weight
 from explorer.study.histogram import clipped_share
+from explorer.study.local import output_error
 from explorer.study.rivals import LADDER, Rival, rivals
 from explorer.study.rivals import table as rivals_table
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
@@ -124,6 +129,7 @@ class Session:
         self._history = [first]
         self._at = 0
         self._revision = 0
+        self._joined = ""
         self._listeners: list[Callable[[], None]] = []
         self._histograms: dict[tuple[str, str, str, int], Histogram] = {}
         self._latest_sample: tuple[tuple[str, int], Sample] | None = None
@@ -178,6 +184,7 @@ class Session:
         recipe = self._checked(recipe)
         if recipe == self.recipe:
             return
+        self._joined = ""
         self._history = [*self._history[: self._at + 1], recipe][-_KEEP_HISTORY:]
         self._at = len(self._history) - 1
         self._changed()
@@ -199,12 +206,14 @@ class Session:
         """Go back to the recipe before; does nothing at the first."""
         if self.can_undo:
             self._at -= 1
+            self._joined = ""
             self._changed()
 
     def redo(self) -> None:
         """Take back an undo; does nothing at the last."""
         if self.can_redo:
             self._at += 1
+            self._joined = ""
             self._changed()
 
     def _changed(self) -> None:
@@ -227,8 +236,15 @@ class Session:
         layers: Iterable[str],
         weight: Mapping[str, Any] | TensorScheme | None = None,
         input: Mapping[str, Any] | TensorScheme | None = None,
+        join: str = "",
     ) -> None:
         """Change some fields of some layers in one step of history.
+
+        Args:
+            layers: their names.
+            weight: the fields of their weights that change, or a scheme.
+            input: the same of their inputs.
+            join: edits that follow each other with the same text here make one step: the movement of a slider.
 
         Raises:
             LayerError: for a name that is no quantizable layer.
@@ -239,7 +255,13 @@ class Session:
         for name in layers:
             self._layer(name)
             recipe = recipe.with_layer(name, weight=weight, input=input)
-        self.recipe = recipe
+        if join and join == self._joined and recipe != self.recipe:
+            # What this movement has changed so far gives way.
+            self._history[self._at] = self._checked(recipe)
+            self._changed()
+        else:
+            self.recipe = recipe
+        self._joined = join
 
     def _layer(self, name: str) -> Layer:
         layer = self.graph.by_layer.get(name)
@@ -900,6 +922,48 @@ class Session:
             exact=tensor == "weight",
         )
         return replace(made, scheme=f"{foreign.tool} {theirs.describe()}")
+
+    def curves_steps(self, layer: str, tensor: str = "weight", index: int = 0) -> Iterator[Curves]:
+        """What each objective minimises over the share of the full range that is kept, one more at each step.
+
+        All groups move together, both ends alike; the present scheme is that of the recipe.
+
+        Args:
+            layer: its name.
+            tensor: ``weight`` or ``input``.
+            index: which input, where a layer has several.
+
+        Raises:
+            LayerError: when the layer or its tensor does not exist.
+            SchemeError: where there is no fixed range to choose.
+        """
+        yield from curve_steps(self._grouped(layer, tensor, None, index))
+
+    def curves(self, layer: str, tensor: str = "weight", index: int = 0) -> Curves:
+        """The curves of all objectives; see :meth:`curves_steps`."""
+        return deque(self.curves_steps(layer, tensor, index), maxlen=1)[0]
+
+    def effect(
+        self, layer: str, tensor: str = "weight", scheme: SchemeLike | None = None, index: int = 0
+    ) -> Effect:
+        """SQNR and clipped share of a tensor under a scheme, at once: for a range that is being moved.
+
+        Raises:
+            LayerError: when the layer or its tensor does not exist.
+        """
+        return effect(self._grouped(layer, tensor, scheme, index))
+
+    def output_sqnr(self, layer: str, images: int = 32, recipe: Recipe | None = None) -> float:
+        """The SQNR of a layer's output under a recipe (the present one if None), its inputs being the float network's.
+
+        From the first calibration images, so an estimate; decibels, infinite where nothing differs.
+
+        Raises:
+            LayerError: when the layer does not exist.
+        """
+        found = self._layer(layer)
+        batch = Batch.of(next(self.subject.calibration_stream.batches()).batch.images[:images])
+        return output_error(self.engine, self.subject.floats, self.plan(recipe), found, batch).sqnr_db
 
     def panel(self) -> Any:
         """The page, for a notebook cell or a server."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from explorer.study.channels import Channels, dynamic_channels, input_channels, weight_channels
 from explorer.study.compare import Comparison, compare_steps
+from explorer.study.curve import Curves, Effect, curve_steps, effect
 from explorer.study.diagnosis import Diagnosis, Finding, Patient, diagnosis_steps
 from explorer.study.evaluate import Evaluation, Examples, Flip, LayerReport, evaluate_steps, layer_reports
 from explorer.study.foreign import Against, ForeignParameters, ForeignTensor, Ours, against_of
@@ -29,7 +30,9 @@ __all__ = [
     "Against",
     "Channels",
     "Comparison",
+    "Curves",
     "Diagnosis",
+    "Effect",
     "ErrorSums",
     "Evaluation",
     "Examples",
@@ -51,8 +54,10 @@ __all__ = [
     "additivity",
     "against_of",
     "compare_steps",
+    "curve_steps",
     "diagnosis_steps",
     "dynamic_channels",
+    "effect",
     "evaluate_steps",
     "histogram_of",
     "input_channels",

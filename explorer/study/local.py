@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from explorer.graph import Batch, Engine, Layer, Plan
 from explorer.study.evaluate import weight_sums
 from explorer.study.measures import Estimate, energy_ratio_db
+from explorer.study.metrics import ErrorSums
 from explorer.study.sweep import Board, Sweep
 
 # Images of the pass that measures the layers' own outputs.
@@ -29,6 +31,14 @@ def fill_weights(sweep: Sweep, board: Board) -> None:
         layer, local = sweep.engine.graph.by_layer[row.layer], sweep.local_plan(row)
         if layer.weight is not None and not local.configs[row.layer].weight.off:
             board.weight_sqnr[index] = weight_sums(sweep.engine, local, layer).sqnr_db
+
+
+def output_error(engine: Engine, floats: Plan, plan: Plan, layer: Layer, batch: Batch) -> ErrorSums:
+    """What ``plan`` does to the output of a layer alone, whose inputs are the float network's."""
+    inputs = [name for name in engine.graph.by_name[layer.node].inputs if name not in engine.graph.constants]
+    values = engine.run(floats, batch, [layer.node, *inputs])
+    with torch.inference_mode():
+        return ErrorSums.of(values[layer.node], engine.compute(plan, layer.node, values))
 
 
 def output_steps(sweep: Sweep, images: int = OUTPUT_IMAGES) -> Iterator[tuple[list[Estimate], int]]:

@@ -123,14 +123,14 @@ def number_line(found: Grouped, group: int | None = None, bins: int = 256) -> Nu
     weight = np.ones(values.numel()) if weights is None else weights.double().numpy().ravel()
     error = weight * (values.double() - rounded.double()).square_().numpy().ravel()
     unit, levels, place, position = _levels(part, rounded, group)
-    outside = _outside(part).numpy().ravel()
+    beyond = outside(part).numpy().ravel()
     low, high = _span(position[weight > 0])
     cell = ((position - low) * (bins / (high - low))).astype(np.int64).clip(0, bins - 1)
 
     def binned(amount: np.ndarray) -> np.ndarray:
         return np.bincount(cell, amount, minlength=bins)
 
-    clipping = binned(error * outside)
+    clipping = binned(error * beyond)
     return NumberLine(
         found.layer,
         found.tensor,
@@ -144,10 +144,10 @@ def number_line(found: Grouped, group: int | None = None, bins: int = 256) -> Nu
         np.bincount(place, error, minlength=len(levels)),
         np.linspace(low, high, bins + 1),
         binned(weight),
-        binned(error * ~outside),
+        binned(error * ~beyond),
         clipping,
         float(weight.sum()),
-        float((weight * outside).sum()),
+        float((weight * beyond).sum()),
         float((weight * values.double().square().numpy().ravel()).sum()),
         found.exact,
     )
@@ -177,7 +177,7 @@ def _levels(
     return "level" if part.params.levels is not None else "code", levels, place, position
 
 
-def _outside(part: Grouped) -> Tensor:
+def outside(part: Grouped) -> Tensor:
     """Which values lie beyond the outermost levels of their own group, bool ``(groups, points)``."""
     values = part.sample.values
     if part.params is None:
