@@ -535,6 +535,21 @@ PRESETS: dict[str, Preset] = {
             ),
         )
     },
+    "kmeans4": _preset(
+        "weights from a codebook of 16 values for each layer, 8-bit activations",
+        TensorScheme("kmeans4", "layer"),
+        _A8,
+    ),
+    "ternary": _preset(
+        "ternary weights by channel, 8-bit activations, in every layer (the first and last are often left in float)",
+        TensorScheme("ternary"),
+        _A8,
+    ),
+    "binary": _preset(
+        "binary weights by channel, 8-bit activations, in every layer (the first and last are often left in float)",
+        TensorScheme("binary"),
+        _A8,
+    ),
     "fp16": _preset("16-bit float weights and activations", TensorScheme("fp16"), TensorScheme("fp16")),
     "bf16": _preset("bfloat16 weights and activations", TensorScheme("bf16"), TensorScheme("bf16")),
 }

@@ -12,6 +12,7 @@ from explorer.formats import (
     FORMATS,
     OVERFLOWS,
     SCALES,
+    CodebookFormat,
     Format,
     Granularity,
     Grid,
@@ -27,6 +28,9 @@ MODES: dict[str, str] = {
     "dynamic": "ranges are taken from each example as it comes",
     "off": "not quantized",
 }
+
+# The one objective of formats whose levels are fitted to each group.
+FITTED = "mse"
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,10 @@ class TensorScheme:
         object.__setattr__(self, "objective", goal.name)
         if self.off:
             return
-        if isinstance(self.number, LevelFormat):
+        if isinstance(self.number, LevelFormat | CodebookFormat):
             self._check_levels()
+        if isinstance(self.number, CodebookFormat):
+            self._check_fitted(self.number)
         if self.symmetric and goal.centred() != goal:
             raise SchemeError(
                 f"A symmetric range has one bound, so it cannot have those of {goal.name!r}; "
@@ -101,7 +107,8 @@ class TensorScheme:
                 "The field 'narrow' has an effect on symmetric integer formats only; "
                 "leave it out, or set symmetric: true."
             )
-        if self.mode == "dynamic" and self.scaled and self.objective != "minmax":
+        fitted = isinstance(self.number, CodebookFormat)
+        if self.mode == "dynamic" and self.scaled and self.objective != "minmax" and not fitted:
             raise SchemeError(
                 f"Dynamic ranges are taken from each example as it comes, so the objective {self.objective!r} "
                 "has nothing to search; use objective: minmax, or mode: static."
@@ -144,6 +151,25 @@ class TensorScheme:
                 "or scale: float."
             )
 
+    def _check_fitted(self, number: CodebookFormat) -> None:
+        """Refuse what levels that are fitted cannot be; give the objective its one spelling."""
+        if self.objective not in ("minmax", FITTED):
+            raise SchemeError(
+                f"The levels of {self.format!r} are fitted by least squares and have no range for the objective "
+                f"{self.objective!r} to pick; use objective: {FITTED}."
+            )
+        object.__setattr__(self, "objective", FITTED)
+        if self.scale != "float":
+            raise SchemeError(
+                f"The levels of {self.format!r} are stored as float32 numbers and share no scale, so scale: "
+                f"{self.scale} has no effect; use scale: float."
+            )
+        if self.mode == "dynamic" and not number.dynamic:
+            raise SchemeError(
+                f"The levels of {self.format!r} are fitted beforehand, which takes too long for each example as it "
+                "comes; use mode: static, or the format binary or ternary."
+            )
+
     @property
     def off(self) -> bool:
         """Whether the tensor stays in float32."""
@@ -183,7 +209,7 @@ class TensorScheme:
             SchemeError: when the format has no scale.
         """
         number = self.number
-        if not isinstance(number, IntegerFormat | LevelFormat):
+        if not isinstance(number, IntegerFormat | LevelFormat | CodebookFormat):
             raise SchemeError(f"The format {self.format!r} is used as it is and has no scale.")
         return Grid(number, self.symmetric, convention(self.convention), self.narrow, SCALES[self.scale])
 
@@ -213,16 +239,17 @@ class TensorScheme:
         if not number.scaled:
             return TensorScheme(name, overflow=overflow)
         mode = "static" if self.mode == "off" else self.mode
-        if isinstance(number, LevelFormat):
+        changes: dict[str, Any] = {"format": name, "mode": mode, "overflow": overflow}
+        if not isinstance(number, IntegerFormat):
             goal = self.goal.centred().name
-            levels: dict[str, Any] = {
-                "symmetric": True,
-                "objective": goal,
-                "convention": "onnx",
-                "narrow": None,
-            }
-            return replace(self, format=name, mode=mode, overflow=overflow, **levels)
-        return replace(self, format=name, mode=mode, overflow=overflow)
+            changes |= {"symmetric": True, "objective": goal, "convention": "onnx", "narrow": None}
+        if isinstance(number, CodebookFormat):
+            changes |= {"objective": FITTED, "scale": "float"}
+            if mode == "dynamic" and not number.dynamic:
+                changes |= {"mode": "static", "granularity": "layer"}
+        elif mode == "dynamic":
+            changes["objective"] = "minmax"
+        return replace(self, **changes)
 
     def describe(self) -> str:
         """A short text for tables.
@@ -232,7 +259,9 @@ class TensorScheme:
         """
         if not self.scaled:
             return " ".join([self.number.name, *self._overflow_word])
-        words = [self.format, self.granularity, "sym" if self.symmetric else "asym", self.objective]
+        words = [self.format, self.granularity, self.objective]
+        if not isinstance(self.number, CodebookFormat):
+            words.insert(2, "sym" if self.symmetric else "asym")
         words += ["dynamic"] if self.mode == "dynamic" else []
         words += [self.convention] if self.convention != "onnx" else []
         words += [] if self.narrow is None else ["narrow" if self.narrow else "full"]

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from explorer.calibrate import Sample
 from explorer.cost import cost
-from explorer.errors import LayerError, ModelError, ParametersError, SchemeError, nearest, unknown
+from explorer.errors import (
+    LayerError,
+    ModelError,
+    ParametersError,
+    RecipeError,
+    SchemeError,
+    nearest,
+    unknown,
+)
 from explorer.formats import FloatFormat, IntegerFormat, encode, fake_quantize_
 from explorer.graph import Batch, Calibration, Engine, Graph, Layer, Plan, plan
 from explorer.graph.fakequant import quantize_activation
@@ -69,7 +77,7 @@ from explorer.study.local import output_error
 from explorer.study.rivals import LADDER, Rival, rivals
 from explorer.study.rivals import table as rivals_table
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
-from explorer.tensor import SchemeLike, apply, as_scheme, fit_tensor
+from explorer.tensor import SchemeLike, apply, as_scheme, fit_tensor, oversized
 
 _KEEP_HISTORY = 200
 
@@ -172,6 +180,13 @@ class Session:
         if not isinstance(recipe, Recipe):
             raise SchemeError(f"A recipe is a Recipe or a preset's name, not {recipe!r}.")
         recipe.check(self.layer_names)
+        for name in self.layer_names:
+            layer = self.graph.by_layer[name]
+            if layer.weight is not None:
+                shape = self.graph.constants[layer.weight].shape
+                reason = oversized(recipe.config(name).weight, shape, layer.axis)
+                if reason:
+                    raise RecipeError(f"The weight of {name!r}: {reason}")
         return recipe
 
     @property
@@ -728,7 +743,8 @@ class Session:
             after = number.snap(sample.values)
         else:
             assert params is not None
-            after = fake_quantize_(sample.values, params.scale[:, None], params.zero_point[:, None], params)
+            spread = params.spread(lambda number: number[:, None])
+            after = fake_quantize_(sample.values, *spread, params)
         clipped = clipped_share(sample, params) if params is not None else None
         return histogram_of(
             layer.name,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from explorer.calibrate import Sample, fit
 from explorer.errors import SchemeError, TensorError
 from explorer.formats import (
+    FORMATS,
+    Codebook,
+    CodebookFormat,
     FloatFormat,
     LevelFormat,
     QParams,
@@ -53,17 +57,18 @@ def as_scheme(scheme: SchemeLike) -> TensorScheme:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A quantized tensor: ``values() = scale * (codes - zero_point)``.
+    """A quantized tensor: ``values() = scale * (codes - zero_point)``, or what its group's ``book`` has at each code.
 
     Args:
         codes: int32, the shape of the tensor (bit patterns for fp16 and bf16, int64 for fp32).
-        scale: float32: ``()`` for a layer, ``(channels,)``, ``(groups,)`` or ``(channels, blocks)``.
+        scale: float32: ``()`` for a layer, ``(channels,)``, ``(groups,)`` or ``(channels, blocks)``; 1 beside a book.
         zero_point: int32, the same shape as ``scale``.
         qmin: the lowest code in use.
         qmax: the highest code in use.
         scheme: the scheme that made it.
         axis: the channel axis.
         tensor_scale: float32 ``()``, the factor that all scales have in common (``scale: fp8``), else None.
+        book: the levels of each group where they are fitted, float32, the shape of ``scale`` and then ``(levels,)``.
     """
 
     codes: Tensor
@@ -74,16 +79,22 @@ class Quantized:
     scheme: TensorScheme
     axis: int
     tensor_scale: Tensor | None = None
+    book: Tensor | None = None
 
     def values(self) -> Tensor:
         """The real values, float32, the shape of the tensor."""
         number = self.scheme.number
         if isinstance(number, FloatFormat):
             return number.decode(self.codes)
-        grain, shape = self.scheme.grain, self.codes.shape
-        scale = grain.expand(self.scale.reshape(-1), shape, self.axis)
-        zero_point = grain.expand(self.zero_point.reshape(-1), shape, self.axis)
-        return decode(self.codes, scale, zero_point, number if isinstance(number, LevelFormat) else None)
+        params = QParams(
+            self.scale.reshape(-1),
+            self.zero_point.reshape(-1),
+            self.qmin,
+            self.qmax,
+            levels=number if isinstance(number, LevelFormat) else None,
+            book=None if self.book is None else Codebook(self.book.reshape(-1, self.book.shape[-1])),
+        )
+        return decode(self.codes, *_spread(params, self.scheme, self.codes, self.axis), params)
 
     def pack(self) -> bytes:
         """The codes in as few bytes as they take; scales and zero points are not among them."""
@@ -101,21 +112,51 @@ class Quantized:
 
     @property
     def metadata_bytes(self) -> int:
-        """Bytes of scales, and of zero points where they are not all the same by design."""
+        """Bytes of scales or fitted levels, and of zero points where they are not all the same by design."""
         return metadata_bytes(self.scheme, self.scale.numel())
 
 
 def metadata_bytes(scheme: TensorScheme, groups: int) -> int:
     """Bytes that scales and zero points of ``groups`` groups take; zero points have the width of the codes.
 
+    Of a fitted format the numbers that its levels are made of, in float32.
+
     >>> metadata_bytes(TensorScheme("fp4_e2m1", "subchannel:16", scale="fp8"), 10)
     14
     """
     if not scheme.scaled:
         return 0
+    if isinstance(scheme.number, CodebookFormat):
+        return 4 * groups * scheme.number.numbers
     rule = scheme.grid.scale
     scales = packed_bytes(groups, rule.bits) + packed_bytes(1, rule.shared_bits)
     return scales if scheme.symmetric else scales + packed_bytes(groups, scheme.bits)
+
+
+def oversized(scheme: TensorScheme, shape: Sequence[int], axis: int) -> str:
+    """Why the levels that ``scheme`` fits to each group are more than it is worth, or nothing where they are not.
+
+    Args:
+        scheme: how the tensor is quantized.
+        shape: of the tensor.
+        axis: its channel axis.
+
+    >>> oversized(TensorScheme("kmeans4", "channel"), (32, 1, 3, 3), 0)
+    'kmeans4 stores 16 numbers for each group of 9 values; take kmeans3, or granularity: layer.'
+    """
+    number = scheme.number
+    if not isinstance(number, CodebookFormat):
+        return ""
+    size = scheme.grain.largest(tuple(shape), axis)
+    if number.numbers <= size:
+        return ""
+    alike = [f for f in FORMATS.values() if isinstance(f, CodebookFormat) and f.family == number.family]
+    fitting = [f.name for f in alike if f.numbers <= size] or ["binary"]
+    wider = ", or granularity: layer" if size < math.prod(shape) >= number.numbers else ""
+    return (
+        f"{number.name} stores {number.numbers} numbers for each group of {size} value{'s' * (size > 1)}; "
+        f"take {fitting[-1]}{wider}."
+    )
 
 
 def fit_tensor(tensor: Tensor, scheme: TensorScheme, axis: int) -> QParams:
@@ -139,6 +180,8 @@ def _checked(tensor: object, name: str) -> Tensor:
 def quantize(tensor: Tensor, scheme: SchemeLike, axis: int = 0, name: str = "tensor") -> Quantized:
     """Codes, scale and zero point of a tensor.
 
+    A codebook of more levels than a group has different values holds these values: the group is reproduced exactly.
+
     Args:
         tensor: real values of any shape.
         scheme: a scheme, its fields as a dictionary, or the name of a format.
@@ -158,10 +201,8 @@ def quantize(tensor: Tensor, scheme: SchemeLike, axis: int = 0, name: str = "ten
         one, zero = torch.ones(()), torch.zeros((), dtype=torch.int32)
         return Quantized(number.encode(tensor), one, zero, 0, (1 << number.bits) - 1, scheme, axis)
     params = fit_tensor(tensor, scheme, axis)
-    grain = scheme.grain
-    scale = grain.expand(params.scale, tensor.shape, axis)
-    codes = encode(tensor, scale, grain.expand(params.zero_point, tensor.shape, axis), params)
-    shape = grain.shape(tensor.shape, axis)
+    codes = encode(tensor, *_spread(params, scheme, tensor, axis), params)
+    shape = scheme.grain.shape(tensor.shape, axis)
     return Quantized(
         codes,
         params.scale.reshape(shape),
@@ -171,7 +212,13 @@ def quantize(tensor: Tensor, scheme: SchemeLike, axis: int = 0, name: str = "ten
         scheme,
         axis,
         params.shared,
+        None if params.book is None else params.book.levels.reshape(*shape, -1),
     )
+
+
+def _spread(params: QParams, scheme: TensorScheme, tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, or groups, as they broadcast against ``tensor``."""
+    return params.spread(lambda number: scheme.grain.expand(number, tensor.shape, axis))
 
 
 def apply(tensor: Tensor, scheme: TensorScheme, params: QParams | None, axis: int) -> Tensor:
@@ -187,9 +234,7 @@ def apply(tensor: Tensor, scheme: TensorScheme, params: QParams | None, axis: in
     if isinstance(number, FloatFormat):
         return number.snap(tensor)
     assert params is not None
-    grain = scheme.grain
-    spread = params.spread(lambda number: grain.expand(number, tensor.shape, axis))
-    return fake_quantize_(tensor, *spread, params)
+    return fake_quantize_(tensor, *_spread(params, scheme, tensor, axis), params)
 
 
 def fake_quantize(tensor: Tensor, scheme: SchemeLike, axis: int = 0, name: str = "tensor") -> Tensor:

@@ -24,6 +24,7 @@ from explorer.formats import (
     GRANULARITIES,
     OVERFLOWS,
     SCALES,
+    CodebookFormat,
     IntegerFormat,
     LevelFormat,
     Parameter,
@@ -34,6 +35,7 @@ from explorer.recipe import MODES, TENSORS, LayerConfig, Recipe, TensorScheme
 SCALED = tuple(name for name, number in FORMATS.items() if number.scaled)
 INTEGERS = tuple(name for name, number in FORMATS.items() if isinstance(number, IntegerFormat))
 LEVELS = tuple(name for name, number in FORMATS.items() if isinstance(number, LevelFormat))
+CODEBOOKS = tuple(name for name, number in FORMATS.items() if isinstance(number, CodebookFormat))
 FLOATING = tuple(name for name, number in FORMATS.items() if not number.scaled)
 
 
@@ -103,7 +105,9 @@ AXES: dict[str, Sequence[Any]] = {
     "scale": tuple(SCALES),
 }
 # Every two entries of any two tables meet in at least one of these.
-SCHEMES = tuple(TensorScheme(**f) for f in pairwise(AXES, lambda fields: valid(TensorScheme, fields)))
+SCHEMES = tuple(
+    dict.fromkeys(TensorScheme(**f) for f in pairwise(AXES, lambda fields: valid(TensorScheme, fields)))
+)
 
 
 def label(scheme: TensorScheme) -> str:

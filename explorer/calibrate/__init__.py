@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from explorer.calibrate.analytic import ACIQ
+from explorer.calibrate.codebook import CODEBOOKS, fit_codebook
 from explorer.calibrate.fit import fit
 from explorer.calibrate.objectives import OBJECTIVES, objective
 from explorer.calibrate.rules import Clip, MinMax, MovingAverage, Objective, Percentile, quantile
@@ -11,6 +12,7 @@ from explorer.calibrate.search import KL, MSE, SQNR, Lp
 
 __all__ = [
     "ACIQ",
+    "CODEBOOKS",
     "KL",
     "MSE",
     "OBJECTIVES",
@@ -24,6 +26,7 @@ __all__ = [
     "Percentile",
     "Sample",
     "fit",
+    "fit_codebook",
     "objective",
     "quantile",
 ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from explorer.calibrate.codebook import fit_codebook
 from explorer.calibrate.rules import Objective
 from explorer.calibrate.sample import Sample
-from explorer.formats import Grid, QParams, fake_quantize_
+from explorer.formats import CodebookFormat, Grid, QParams, fake_quantize_
 
 
 def fit(sample: Sample, grid: Grid, objective: Objective) -> QParams:
     """The parameters of each group: its range by ``objective``, its scale and zero point by ``grid``.
+
+    A format whose levels are fitted has no range; its levels are those of least squared error.
 
     A group whose values are all equal is reproduced exactly whatever the objective, where the scale rule
     allows its value as a scale.
@@ -20,6 +23,8 @@ def fit(sample: Sample, grid: Grid, objective: Objective) -> QParams:
     >>> fit(sample, Grid(FORMATS["int8"]), MinMax()).scale.item()
     2.0
     """
+    if isinstance(grid.format, CodebookFormat):
+        return fit_codebook(sample, grid.format)
     grid = grid.settle(sample.minimum, sample.maximum)
     params = grid.params(*objective(sample, grid))
     constant = sample.minimum == sample.maximum

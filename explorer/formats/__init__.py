@@ -19,6 +19,7 @@ from explorer.formats.base import (
     family,
     spelled,
 )
+from explorer.formats.codebook import CODEBOOK_FORMATS, Codebook, CodebookFormat
 from explorer.formats.floating import FloatFormat
 from explorer.formats.granularity import GRANULARITIES, Channel, Granularity, granularity
 from explorer.formats.levels import LEVEL_FORMATS, LevelFormat
@@ -44,6 +45,8 @@ __all__ = [
     "OVERFLOWS",
     "SCALES",
     "Channel",
+    "Codebook",
+    "CodebookFormat",
     "Convention",
     "FloatFormat",
     "Format",
@@ -83,6 +86,7 @@ FORMATS: dict[str, Format] = {
         for bits in range(2, 17)
     },
     **LEVEL_FORMATS,
+    **CODEBOOK_FORMATS,
 }
 
 

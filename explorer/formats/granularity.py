@@ -81,6 +81,14 @@ class Granularity(ABC):
         """How many groups a tensor of ``shape`` has."""
         return math.prod(self.shape(shape, axis))
 
+    def largest(self, shape: torch.Size | tuple[int, ...], axis: int) -> int:
+        """How many elements the largest group of a tensor of ``shape`` has.
+
+        >>> granularity("subchannel:8").largest((16, 9), 0)
+        8
+        """
+        return math.prod(shape) // max(self.groups(shape, axis), 1)
+
 
 def _beside(per_channel: Tensor, shape: torch.Size | tuple[int, ...], axis: int) -> Tensor:
     """(channels,) or (channels, rest) as a tensor that broadcasts against ``shape``."""
@@ -155,6 +163,10 @@ class Group(Granularity):
     def shape(self, shape: torch.Size | tuple[int, ...], axis: int) -> tuple[int, ...]:
         return (-(-_size(shape, axis)[0] // self.size),)
 
+    def largest(self, shape: torch.Size | tuple[int, ...], axis: int) -> int:
+        channels, rest = _size(shape, axis)
+        return min(self.size, channels) * rest
+
     def matrix(self, tensor: Tensor, axis: int) -> tuple[Tensor, Tensor | None]:
         rows = _rows(tensor, axis)
         return _pad(rows.reshape(1, -1), self.size * rows.shape[1])
@@ -181,6 +193,9 @@ class SubChannel(Granularity):
     def shape(self, shape: torch.Size | tuple[int, ...], axis: int) -> tuple[int, ...]:
         channels, rest = _size(shape, axis)
         return channels, -(-rest // self.size)
+
+    def largest(self, shape: torch.Size | tuple[int, ...], axis: int) -> int:
+        return min(self.size, _size(shape, axis)[1])
 
     def matrix(self, tensor: Tensor, axis: int) -> tuple[Tensor, Tensor | None]:
         return _pad(_rows(tensor, axis), self.size)

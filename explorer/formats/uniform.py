@@ -19,6 +19,7 @@ from torch import Tensor
 
 from explorer.errors import SchemeError, unknown
 from explorer.formats.base import IntegerFormat
+from explorer.formats.codebook import Codebook, CodebookFormat
 from explorer.formats.levels import LevelFormat
 from explorer.formats.scales import SCALES, TINY, ScaleRule
 
@@ -86,10 +87,10 @@ class Grid:
     """A family of level sets, from which a range picks one.
 
     A format that is a list of levels has no zero point: its ranges are symmetric, and the largest magnitude
-    goes to its last level.
+    goes to its last level.  A format whose levels are fitted has no ranges: ``explorer.calibrate.fit`` finds them.
     """
 
-    format: IntegerFormat | LevelFormat
+    format: IntegerFormat | LevelFormat | CodebookFormat
     symmetric: bool = True
     convention: Convention = CONVENTIONS["onnx"]
     narrow: bool | None = None
@@ -108,7 +109,7 @@ class Grid:
         grid = self
         if self.scale.shared_bits and self.widest is None and maximum is not None:
             grid = replace(self, widest=extent(minimum, maximum))
-        if isinstance(self.format, LevelFormat):
+        if not isinstance(self.format, IntegerFormat):
             return grid
         signed = self.scale.signed and self.format.signed
         positive = self.symmetric and self.convention.unsigned and not signed and bool((minimum >= 0).all())
@@ -117,6 +118,8 @@ class Grid:
     @property
     def codes(self) -> tuple[int, int]:
         """The lowest and the highest code."""
+        if isinstance(self.format, CodebookFormat):
+            return 0, self.format.count - 1
         if isinstance(self.format, LevelFormat):
             return 0, (1 << self.format.bits) - 1
         low, high = self.format.lowest, self.format.highest
@@ -130,7 +133,7 @@ class Grid:
     @property
     def centre(self) -> int:
         """The zero point of a symmetric range."""
-        if self.positive or isinstance(self.format, LevelFormat) or self.format.signed:
+        if self.positive or not isinstance(self.format, IntegerFormat) or self.format.signed:
             return 0
         return 1 << (self.format.bits - 1)
 
@@ -235,6 +238,7 @@ class QParams:
         reciprocal: multiply by ``1 / scale`` instead of dividing (they differ in the last bit).
         levels: the list of levels, where codes are not the integers themselves.
         shared: the factor that all scales of the tensor have in common, where the scale rule has one.
+        book: the levels of each group, where they are fitted; scales are 1 then.
     """
 
     scale: Tensor
@@ -244,10 +248,20 @@ class QParams:
     reciprocal: bool = False
     levels: LevelFormat | None = None
     shared: Tensor | None = None
+    book: Codebook | None = None
+
+    @classmethod
+    def of_levels(cls, levels: Tensor) -> QParams:
+        """The parameters of fitted levels, float32 ``(groups, levels)``, increasing."""
+        groups, count = levels.shape
+        zero_point = torch.zeros(groups, dtype=torch.int32)
+        return cls(torch.ones(groups), zero_point, 0, count - 1, book=Codebook(levels))
 
     @property
     def clip(self) -> tuple[Tensor, Tensor]:
         """The lowest and highest real value of each group, float32 ``(groups,)``."""
+        if self.book is not None:
+            return self.book.levels[:, 0], self.book.levels[:, -1]
         if self.levels is not None:
             return self.scale * self.levels.lowest, self.scale * self.levels.highest
         return self.scale * (self.qmin - self.zero_point), self.scale * (self.qmax - self.zero_point)
@@ -259,11 +273,13 @@ class QParams:
         return int(lowest) if lowest == highest else None
 
     def spread(self, expand: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Scale and zero point as they broadcast against values.
+        """Scale and zero point as they broadcast against values; with a book the number of the group for a scale.
 
         Args:
             expand: takes one number a group, ``(groups,)``, to a tensor that broadcasts against the values.
         """
+        if self.book is not None:
+            return expand(torch.arange(len(self.scale))), self.zero_point.view(-1)[0]
         zero_point = self.zero_point.view(-1)[0] if self.centre is not None else expand(self.zero_point)
         return expand(self.scale), zero_point
 
@@ -273,7 +289,7 @@ class QParams:
         Raises:
             SchemeError: when the two use different codes.
         """
-        if (self.qmin, self.qmax) != (other.qmin, other.qmax):
+        if (self.qmin, self.qmax) != (other.qmin, other.qmax) or self.book is not None:
             raise SchemeError("Parameters with different codes cannot be joined.")
         return replace(
             self,
@@ -283,17 +299,21 @@ class QParams:
 
 
 def encode(values: Tensor, scale: Tensor, zero_point: Tensor, params: QParams) -> Tensor:
-    """Codes of ``values``, int32; ``scale`` and ``zero_point`` broadcast against them."""
+    """Codes of ``values``, int32; ``scale`` and ``zero_point`` as :meth:`QParams.spread` gives them."""
+    if params.book is not None:
+        return params.book.index(values, scale).to(torch.int32)
     unit = values * (1.0 / scale) if params.reciprocal else values / scale
     if params.levels is not None:
         return params.levels.encode(unit)
     return unit.round_().add_(zero_point).clamp_(params.qmin, params.qmax).to(torch.int32)
 
 
-def decode(codes: Tensor, scale: Tensor, zero_point: Tensor, levels: LevelFormat | None = None) -> Tensor:
-    """Real values of ``codes``, float32; of a list of ``levels``, where codes are not the integers themselves."""
-    if levels is not None:
-        return levels.decode(codes).mul_(scale)
+def decode(codes: Tensor, scale: Tensor, zero_point: Tensor, params: QParams) -> Tensor:
+    """Real values of ``codes``, float32; ``scale`` and ``zero_point`` as :meth:`QParams.spread` gives them."""
+    if params.book is not None:
+        return params.book.decode(codes, scale)
+    if params.levels is not None:
+        return params.levels.decode(codes).mul_(scale)
     return (codes - zero_point).float().mul_(scale)
 
 
@@ -302,9 +322,14 @@ def fake_quantize_(
 ) -> Tensor:
     """``decode(encode(values))`` without the integers in between, into ``out`` (may be ``values``).
 
-    ``scale`` and ``zero_point`` broadcast against ``values``; ``out`` has the shape of ``values``.
+    ``scale`` and ``zero_point`` broadcast against ``values``, as :meth:`QParams.spread` gives them; ``out`` has the
+    shape of ``values``.
     """
     out = torch.empty_like(values) if out is None else out
+    if params.book is not None:
+        for part, result, group in _pieces(values, out, scale):
+            result.copy_(params.book.round(part, group))
+        return out
     if params.levels is not None:
         for part, result, step in _pieces(values, out, scale):
             torch.mul(params.levels.round(part / step), step, out=result)

@@ -95,7 +95,7 @@ def params_key(params: tuple[QParams, ...]) -> str:
     return digest(
         *(
             f"{tensor_digest(p.scale)}{tensor_digest(p.zero_point)}{p.qmin}{p.qmax}{p.reciprocal}"
-            f"{p.levels.name if p.levels else ''}"
+            f"{p.levels.name if p.levels else ''}{tensor_digest(p.book.levels) if p.book else ''}"
             for p in params
         )
     )

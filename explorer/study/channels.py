@@ -141,7 +141,8 @@ def _decibels(signal: Tensor, noise: Tensor) -> np.ndarray:
 class _Rows:
     """A tensor's channels as rows, before and after, ``(channels, points)``, with what each is quantized by.
 
-    ``scale``, ``zero_point``, ``low`` and ``high`` broadcast against the rows; None without a fixed range.
+    ``scale`` and ``zero_point``, as :meth:`QParams.spread` gives them, ``low`` and ``high`` broadcast against the
+    rows; None without a fixed range.
     """
 
     before: Tensor
@@ -169,7 +170,8 @@ def _summary(
     if params is not None:
         assert rows.scale is not None and rows.zero_point is not None
         assert rows.low is not None and rows.high is not None
-        scale = rows.scale.expand(x.shape).amax(1).double().numpy()
+        if params.book is None:
+            scale = rows.scale.expand(x.shape).amax(1).double().numpy()
         low = rows.low.expand(x.shape).amin(1).double().numpy()
         high = rows.high.expand(x.shape).amax(1).double().numpy()
         # Half a unit in the last place of float32 is not clipping.
@@ -220,7 +222,7 @@ def weight_channels(
     if params is not None:
         found = _Rows(
             before, after, None, params,
-            spread(params.scale), spread(params.zero_point), *(spread(end) for end in params.clip),
+            *params.spread(spread), *(spread(end) for end in params.clip),
         )  # fmt: skip
     count = len(before)
     return _summary(
@@ -245,7 +247,7 @@ def input_channels(layer: str, scheme: TensorScheme, sample: Sample, params: QPa
     def spread(each: Tensor) -> Tensor:
         return scheme.grain.expand(each, (sample.groups, 1), 0).expand(sample.groups, 1)
 
-    scale, zero_point = spread(params.scale), spread(params.zero_point)
+    scale, zero_point = params.spread(spread)
     low, high = (spread(end) for end in params.clip)
     after = fake_quantize_(x, scale, zero_point, params)
     rows = _Rows(x, after, sample.weights, params, scale, zero_point, low, high)

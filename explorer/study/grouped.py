@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from explorer.calibrate import Sample, fit
 from explorer.errors import LayerError
-from explorer.formats import FloatFormat, QParams, encode, fake_quantize_, granularity
+from explorer.formats import Codebook, FloatFormat, QParams, encode, fake_quantize_, granularity
 from explorer.graph import Calibration, Layer
 from explorer.graph.fakequant import dynamic_params, dynamic_rows
 from explorer.recipe import TensorScheme
@@ -79,18 +80,21 @@ def _columns(params: QParams) -> tuple[Tensor, Tensor]:
 
 def params_of(params: QParams, rows: slice) -> QParams:
     """The parameters of some of the groups."""
-    return replace(params, scale=params.scale[rows], zero_point=params.zero_point[rows])
+    book = None if params.book is None else Codebook(params.book.levels[rows])
+    return replace(params, scale=params.scale[rows], zero_point=params.zero_point[rows], book=book)
 
 
 def level_values(params: QParams, group: int) -> np.ndarray:
     """The real values of the levels of one group, float64 ``(levels,)``, increasing.
 
-    >>> import torch
     >>> from explorer.formats import FORMATS, Grid
     >>> params = Grid(FORMATS["int2"]).params(torch.tensor([-1.0, -3.0]), torch.tensor([1.0, 3.0]))
     >>> level_values(params, 1).tolist()
     [-3.0, 0.0, 3.0]
     """
+    if params.book is not None:
+        # A group of few different values has some levels several times.
+        return np.unique(params.book.levels[group].double().numpy())
     scale = float(params.scale[group])
     if params.levels is not None:
         return params.levels.values * scale
@@ -98,7 +102,10 @@ def level_values(params: QParams, group: int) -> np.ndarray:
 
 
 def common_levels(params: QParams) -> np.ndarray:
-    """The levels that all groups share in units of their own scales: codes, or levels before scaling."""
+    """The levels that all groups share in units of their own scales: codes, or levels before scaling.
+
+    Of levels that are fitted to each group they are the codes, too, and the groups have that in common alone.
+    """
     if params.levels is not None:
         return params.levels.values
     return np.arange(params.qmin, params.qmax + 1, dtype=np.float64)
@@ -113,7 +120,17 @@ def level_places(values: Tensor, params: QParams) -> Tensor:
 
 
 def in_own_units(values: Tensor, params: QParams) -> Tensor:
-    """Values on the axis of :func:`common_levels`, float32 ``(groups, points)``."""
+    """Values on the axis of :func:`common_levels`, float32 ``(groups, points)``.
+
+    Between two levels of its book a value lies as far along as between their codes.
+    """
+    if params.book is not None:
+        levels = params.book.levels
+        below = (
+            torch.searchsorted(levels, values.contiguous(), right=True).sub_(1).clamp_(0, levels.shape[1] - 2)
+        )
+        first, gap = levels.gather(1, below), levels.diff(dim=1).gather(1, below)
+        return torch.where(gap > 0, (values - first) / gap, 0.0) + below
     scale, zero_point = _columns(params)
     unit = values / scale
     return unit if params.levels is not None else unit + zero_point

@@ -71,6 +71,8 @@ def _edges(low: float, high: float, bins: int) -> np.ndarray:
 def _levels(params: QParams | None, scheme: TensorScheme, low: float, high: float) -> np.ndarray:
     if params is not None:
         widest = int((params.clip[1] - params.clip[0]).argmax())
+        if params.book is not None:
+            return np.unique(params.book.levels[widest].double().numpy())
         if params.levels is not None:
             return params.levels.values * float(params.scale[widest])
         if params.qmax - params.qmin >= MOST_VALUES:
@@ -128,6 +130,7 @@ def histogram_of(
         bottom, top = params.clip
         clip = float(bottom.min()), float(top.max())
         groups = len(params.scale)
+    if params is not None and params.book is None:
         scale = float(params.scale.min()), float(params.scale.median()), float(params.scale.max())
     elif isinstance(scheme.number, FloatFormat) and not scheme.off:
         clip = -scheme.number.highest, scheme.number.highest

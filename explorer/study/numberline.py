@@ -23,8 +23,8 @@ class NumberLine:
     """The levels of a tensor over its distribution, with the squared error of each.
 
     Positions are real values; of several groups at once they are in units of each group's own scale (codes of
-    integers, levels before scaling), where all groups have the same levels.  Squared errors are in real units
-    squared everywhere, so they add up to the tensor's.
+    integers or of fitted levels, levels before scaling), where all groups have the same levels.  Squared errors are
+    in real units squared everywhere, so they add up to the tensor's.
 
     Args:
         layer: the layer's name.
@@ -171,7 +171,10 @@ def _levels(
         return "value", levels, np.searchsorted(levels, taken), values.double().numpy().ravel()
     place = level_places(values, part.params).numpy().ravel()
     if group is not None:
-        return "value", level_values(part.params, 0), place, values.double().numpy().ravel()
+        levels = level_values(part.params, 0)
+        if part.params.book is not None:
+            place = np.searchsorted(levels, rounded.double().numpy().ravel())
+        return "value", levels, place, values.double().numpy().ravel()
     levels = common_levels(part.params)
     position = in_own_units(values, part.params).double().numpy().ravel()
     return "level" if part.params.levels is not None else "code", levels, place, position

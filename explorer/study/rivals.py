@@ -15,7 +15,7 @@ from explorer.formats import FORMATS, IntegerFormat, packed_bytes
 from explorer.recipe import TensorScheme
 from explorer.study.grouped import Grouped, level_values
 from explorer.study.numberline import number_line
-from explorer.tensor import metadata_bytes
+from explorer.tensor import metadata_bytes, oversized
 
 # From coarse to fine; each costs more scales.
 LADDER = ("layer", "channel", *(f"subchannel:{size}" for size in (512, 256, 128, 64, 32, 16)))
@@ -84,7 +84,11 @@ def candidates(
     """
     found = []
     for name in FORMATS:
-        offers = [offer for grain in ladder if (offer := _with(scheme, name, grain)) is not None]
+        offers = [
+            offer
+            for grain in ladder
+            if (offer := _with(scheme, name, grain)) is not None and not oversized(offer, shape, axis)
+        ]
         near = [
             (abs(bits_per_value(offer, shape, axis) - bits), place, offer)
             for place, offer in enumerate(offers)

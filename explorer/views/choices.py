@@ -9,11 +9,13 @@ from explorer.formats import (
     GRANULARITIES,
     OVERFLOWS,
     SCALES,
+    CodebookFormat,
     LevelFormat,
     family,
     spelled,
 )
 from explorer.recipe import MODES, PRESETS, TensorScheme
+from explorer.scheme import FITTED
 
 ANY = TensorScheme()
 # The numbers that are offered for entries of the tables that take one; any other can be typed in the inspector.
@@ -104,9 +106,11 @@ def consequences(field: str, value: object, scheme: TensorScheme = ANY) -> dict[
     changed = {field: value}
     if field == "format" and str(value) in FORMATS:
         number = FORMATS[str(value)]
-        if isinstance(number, LevelFormat):
+        if isinstance(number, LevelFormat | CodebookFormat):
             # A list of levels has no zero point and no integers for a convention to differ in.
             changed |= {"symmetric": True, "convention": "onnx", "narrow": None}
+        if isinstance(number, CodebookFormat):
+            changed |= {"objective": FITTED, "scale": "float"}
         if number.beyond is None and scheme.overflow != "saturate":
             changed["overflow"] = "saturate"
     return changed

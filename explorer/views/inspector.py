@@ -12,6 +12,7 @@ from explorer.formats import (
     GRANULARITIES,
     OVERFLOWS,
     SCALES,
+    CodebookFormat,
     LevelFormat,
     Parameter,
     spelled,
@@ -175,8 +176,10 @@ class TensorControls:
             self.scale,
         ):
             widget.disabled = not scheme.scaled
-        if isinstance(scheme.number, LevelFormat):
+        if isinstance(scheme.number, LevelFormat | CodebookFormat):
             self.symmetric.disabled = self.convention.disabled = True
+        if isinstance(scheme.number, CodebookFormat):
+            self.goal.disabled = self.scale.disabled = True
         self.overflow.visible = scheme.number.beyond is not None
         self.last.visible = self.mode is not None or self.overflow.visible
         self.format.disabled = scheme.mode == "off"
@@ -262,7 +265,11 @@ def _has(text: object) -> bool:
 def help_of(scheme: TensorScheme) -> str:
     """The tables' own words on what a scheme uses, as HTML."""
     names = [(scheme.format, FORMATS[scheme.format].help)]
-    if scheme.scaled:
+    if isinstance(scheme.number, CodebookFormat):
+        # Levels that are fitted have no range to pick and no convention.
+        grain = choices.granularity_family(scheme.granularity)
+        names.append((scheme.granularity, GRANULARITIES[grain].help))
+    elif scheme.scaled:
         grain = choices.granularity_family(scheme.granularity)
         goal = choices.objective_family(scheme.objective)
         names += [

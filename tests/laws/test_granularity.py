@@ -95,6 +95,8 @@ def test_shapes_agree(grain: str, data: st.DataObject) -> None:
     assert granularity(how.name) == how and how.name == grain
     matrix, weights = how.matrix(tensor, axis)
     assert matrix.shape[0] == how.groups(tensor.shape, axis)
+    counts = torch.full((1, 1), matrix.shape[1]) if weights is None else weights.sum(1)
+    assert how.largest(tensor.shape, axis) == int(counts.max())
     assert tensor.numel() == (matrix.numel() if weights is None else int(weights.sum()))
     index = torch.arange(len(matrix), dtype=torch.float32)
     owner = how.expand(index, tensor.shape, axis).expand(tensor.shape)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from explorer.errors import TensorError
-from explorer.formats import FORMATS, SCALES, pack, packed_bytes, packing, unpack
+from explorer.formats import FORMATS, SCALES, CodebookFormat, pack, packed_bytes, packing, unpack
 from explorer.recipe import TensorScheme
 from tests import oracles
 from tests.laws.cases import TENSORS, quantized
@@ -69,7 +69,13 @@ def test_quantized_tensors_pack(scheme: TensorScheme) -> None:
             result.codes.reshape(-1).long(),
         ), name
         groups = result.scale.numel()
-        if scheme.scaled:
+        number = FORMATS[scheme.format]
+        if isinstance(number, CodebookFormat):
+            # What the levels are made of, as bytes: all of them, or one coefficient a vector.
+            assert result.book is not None
+            stored = result.book.numpy().nbytes if number.family == "kmeans" else 4 * number.numbers * groups
+            assert result.metadata_bytes == stored, name
+        elif scheme.scaled:
             rule = SCALES[scheme.scale]
             scales = len(pack(result.scale_codes.numpy(), rule.bits)) + rule.shared_bits // 8
             zero_points = 0 if scheme.symmetric else -(-groups * scheme.bits // 8)
