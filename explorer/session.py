@@ -77,7 +77,7 @@ from explorer.study.local import output_error
 from explorer.study.rivals import LADDER, Rival, rivals
 from explorer.study.rivals import table as rivals_table
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
-from explorer.tensor import SchemeLike, apply, as_scheme, fit_tensor, oversized
+from explorer.tensor import SchemeLike, apply, as_scheme, entropy_bits, fit_tensor, oversized
 
 _KEEP_HISTORY = 200
 
@@ -300,7 +300,8 @@ class Session:
         """The layers under a recipe, one row each, in the order of execution.
 
         Columns: name, op, shape, parameters, macs, weight, input, weight_bits, input_bits, weight_sqnr_db,
-        size_bytes, quantizable, reason.  No image is needed, so the SQNR of inputs is not among them.
+        size_bytes, quantizable, reason, weight_bits_per_value (scales and zero points counted).
+        No image is needed, so the SQNR of inputs is not among them.
         """
         recipe = self.recipe if recipe is None else self._checked(recipe)
         weights_only = Plan(self.graph, {name: recipe.config(name) for name in self.layer_names}, {}, {})
@@ -309,7 +310,8 @@ class Session:
         table["shape"] = ["x".join(map(str, report.shape)) for report in reports]
         for column in ("weight_bits", "input_bits"):
             table[column] = table[column].astype("Int64")
-        table["weight_sqnr_db"] = table["weight_sqnr_db"].astype(float)
+        for column in ("weight_sqnr_db", "weight_bits_per_value"):
+            table[column] = table[column].astype(float)
         return table
 
     def _chosen(self, recipe: Recipe | str | None) -> Recipe:
@@ -722,13 +724,21 @@ class Session:
         plain = self._weight(layer)
         params = fit_tensor(plain, scheme, layer.axis) if scheme.scaled else None
         after = apply(plain, scheme, params, layer.axis)
-        clipped = None
+        clipped, codes = None, None
+        if isinstance(scheme.number, FloatFormat):
+            codes = None if scheme.off else scheme.number.encode(plain)
+        elif params is not None:
+            spread = params.spread(lambda number: scheme.grain.expand(number, plain.shape, layer.axis))
+            codes = encode(plain, *spread, params)
+        entropy = None if codes is None else entropy_bits(codes)
         if params is not None:
             # Beyond the ends by more than half a step.
             low, high = (scheme.grain.expand(bound, plain.shape, layer.axis) for bound in params.clip)
             slack = 1e-6 * torch.maximum(-low, high)
             clipped = float(((plain < low - slack) | (plain > high + slack)).float().mean())
-        return histogram_of(layer.name, "weight", scheme, plain, after, params, None, clipped, bins)
+        return histogram_of(
+            layer.name, "weight", scheme, plain, after, params, None, clipped, bins, entropy=entropy
+        )
 
     def _input_histogram(self, layer: Layer, scheme: TensorScheme, bins: int, index: int) -> Histogram:
         self._check_input(layer, index)

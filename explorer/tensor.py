@@ -14,6 +14,7 @@ from explorer.calibrate import Sample, fit
 from explorer.errors import SchemeError, TensorError
 from explorer.formats import (
     FORMATS,
+    MOST_VALUES,
     Codebook,
     CodebookFormat,
     FloatFormat,
@@ -115,6 +116,21 @@ class Quantized:
         """Bytes of scales or fitted levels, and of zero points where they are not all the same by design."""
         return metadata_bytes(self.scheme, self.scale.numel())
 
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all that must be stored: codes, scales or fitted levels, zero points."""
+        return self.payload_bytes + self.metadata_bytes
+
+    @property
+    def bits_per_value(self) -> float:
+        """Bits for one value, all metadata counted."""
+        return 8 * self.total_bytes / self.codes.numel()
+
+    @property
+    def entropy_bits(self) -> float:
+        """Shannon's entropy of the codes, bits a code; metadata is not among it."""
+        return entropy_bits(self.codes)
+
 
 def metadata_bytes(scheme: TensorScheme, groups: int) -> int:
     """Bytes that scales and zero points of ``groups`` groups take; zero points have the width of the codes.
@@ -157,6 +173,37 @@ def oversized(scheme: TensorScheme, shape: Sequence[int], axis: int) -> str:
         f"{number.name} stores {number.numbers} numbers for each group of {size} value{'s' * (size > 1)}; "
         f"take {fitting[-1]}{wider}."
     )
+
+
+def bits_per_value(scheme: TensorScheme, shape: tuple[int, ...], axis: int) -> float:
+    """Bits that one value of a tensor takes, all metadata counted.
+
+    >>> bits_per_value(TensorScheme("int4", "subchannel:32"), (8, 64), 0)
+    5.0
+    """
+    count = math.prod(shape)
+    groups = scheme.grain.groups(shape, axis) if scheme.scaled else 0
+    return 8 * (packed_bytes(count, scheme.bits) + metadata_bytes(scheme, groups)) / count
+
+
+def entropy_bits(codes: Tensor) -> float:
+    """Shannon's entropy of codes of any shape, bits a code: what a code of variable length could store them in.
+
+    >>> entropy_bits(torch.tensor([3, 3, -1, -1])), entropy_bits(torch.tensor([5, 5, 5]))
+    (1.0, 0.0)
+    """
+    if codes.dtype == torch.int32 and codes.numel():
+        lowest, highest = (int(end) for end in torch.aminmax(codes))
+        if highest - lowest < MOST_VALUES:
+            counts = torch.bincount((codes - lowest).reshape(-1))
+            return _entropy(counts[counts > 0])
+    return _entropy(codes.unique(return_counts=True)[1])
+
+
+def _entropy(counts: Tensor) -> float:
+    share = counts.double() / counts.sum()
+    # + 0.0 turns -0.0 into 0.0.
+    return float(-(share * share.log2()).sum()) + 0.0
 
 
 def fit_tensor(tensor: Tensor, scheme: TensorScheme, axis: int) -> QParams:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -24,12 +25,25 @@ def session(subject: Subject) -> qx.Session:
     return qx.Session(subject=subject)
 
 
+@pytest.mark.parametrize(
+    "scheme", ["int4", "fp16", {"format": "fp4_e2m1", "granularity": "subchannel:4", "scale": "fp8"}]
+)
+def test_a_histogram_tells_the_entropy_of_the_codes(session, scheme):
+    layer = session.graph.by_layer["mid"]
+    weight = session.graph.constants[layer.weight]
+    assert session.histogram("mid", scheme=scheme).entropy_bits == qx.quantize(weight, scheme).entropy_bits
+    assert session.histogram("mid", scheme="fp32").entropy_bits is None
+
+
 def test_layers_lists_all_in_order(session):
     table = session.layers()
     assert list(table["name"]) == ["stem", "mid", "fc"]
     assert list(table["shape"]) == ["4x1x3x3", "4x4x3x3", "4x4"]
     assert list(table["macs"]) == [36 * 9 * 4, 36 * 9 * 16, 16]
     assert list(table["weight_bits"]) == [8, 8, 8]
+    # One float32 scale for each output channel.
+    inputs = [math.prod(shape[1:]) for shape in (layer.shape for layer in session.graph.layers)]
+    assert list(table["weight_bits_per_value"]) == [pytest.approx(8 + 32 / count) for count in inputs]
     assert (table["weight_sqnr_db"] > 30).all()
 
 

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from explorer.cost import Cost, cost
 from explorer.errors import DataError, TensorError
-from explorer.graph import Batch, Engine, Layer, Plan
+from explorer.graph import Batch, Engine, Graph, Layer, Plan
 from explorer.graph.engine import params_key, weight_key
 from explorer.graph.fakequant import quantize_activation
 from explorer.graph.ir import digest
-from explorer.recipe import Recipe
+from explorer.recipe import Recipe, TensorScheme
 from explorer.study.metrics import (
     ErrorSums,
     Interval,
@@ -30,6 +30,7 @@ from explorer.study.metrics import (
     skewed_interval,
     wilson,
 )
+from explorer.tensor import bits_per_value
 
 # An evaluation does not stop before so many images, however wide the interval may be.
 MINIMUM_IMAGES = 200
@@ -50,7 +51,10 @@ class Examples:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer under a recipe; the SQNR of what is not quantized is None."""
+    """One layer under a recipe; the SQNR of what is not quantized is None.
+
+    ``weight_bits_per_value`` counts scales and zero points, too.
+    """
 
     name: str
     op: str
@@ -66,6 +70,7 @@ class LayerReport:
     size_bytes: int
     quantizable: bool
     reason: str
+    weight_bits_per_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -424,9 +429,15 @@ def layer_reports(engine: Engine, plan: Plan, costs: Cost) -> tuple[LayerReport,
                 costs.layers[layer.name].size,
                 layer.quantizable,
                 layer.reason,
+                _bits_per_value(engine.graph, layer, weight) if weight is not None else None,
             )
         )
     return tuple(reports)
+
+
+def _bits_per_value(graph: Graph, layer: Layer, scheme: TensorScheme) -> float:
+    assert layer.weight is not None
+    return bits_per_value(scheme, tuple(graph.constants[layer.weight].shape), layer.axis)
 
 
 def _with_inputs(reports: tuple[LayerReport, ...], inputs: dict[str, ErrorSums]) -> tuple[LayerReport, ...]:

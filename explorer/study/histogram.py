@@ -37,6 +37,7 @@ class Histogram:
         clipped_fraction: the share of elements outside of their own group's range.
         infinite_fraction: the share of elements that became infinity or NaN; they are in no bin of
             ``quantized_counts``.
+        entropy_bits: of the codes of a weight (Shannon's, bits a code); None where the codes are not known.
         used_levels: how many of ``levels`` some element takes (in a histogram from bins: at most that many).
         sqnr_db: of this tensor under the scheme.
         exact: every element was looked at; otherwise bins of a calibration histogram stand for them.
@@ -60,6 +61,7 @@ class Histogram:
     sqnr_db: float
     exact: bool
     infinite_fraction: float = 0.0
+    entropy_bits: float | None = None
 
 
 def _edges(low: float, high: float, bins: int) -> np.ndarray:
@@ -97,6 +99,7 @@ def histogram_of(
     clipped: float | None = None,
     bins: int = 256,
     exact: bool = True,
+    entropy: float | None = None,
 ) -> Histogram:
     """The histogram of values before and after quantization.
 
@@ -111,6 +114,7 @@ def histogram_of(
         clipped: the share of values out of range, where the caller knows it.
         bins: how many bins.
         exact: see :class:`Histogram`.
+        entropy: of the codes, bits a code, where the caller knows it.
     """
     x, y = before.detach().reshape(-1).double().numpy(), after.detach().reshape(-1).double().numpy()
     w = None if weights is None else weights.detach().reshape(-1).double().numpy()
@@ -161,6 +165,7 @@ def histogram_of(
         sums.sqnr_db if total and not math.isnan(signal) else math.inf,
         exact,
         _share(~known, w),
+        entropy,
     )
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from explorer.errors import SchemeError
-from explorer.formats import FORMATS, IntegerFormat, packed_bytes
+from explorer.formats import FORMATS, IntegerFormat
 from explorer.recipe import TensorScheme
 from explorer.study.grouped import Grouped, level_values
 from explorer.study.numberline import number_line
-from explorer.tensor import metadata_bytes, oversized
+from explorer.tensor import bits_per_value, oversized
 
 # From coarse to fine; each costs more scales.
 LADDER = ("layer", "channel", *(f"subchannel:{size}" for size in (512, 256, 128, 64, 32, 16)))
@@ -58,17 +58,6 @@ class Rival:
             s.format, s.granularity, s.symmetric, s.objective, s.bits, self.bits, self.sqnr_db, self.used, self.count,
             self.clipped_fraction, self.present,
         ]  # fmt: skip
-
-
-def bits_per_value(scheme: TensorScheme, shape: tuple[int, ...], axis: int) -> float:
-    """Bits that one value of a tensor takes, all metadata counted.
-
-    >>> bits_per_value(TensorScheme("int4", "subchannel:32"), (8, 64), 0)
-    5.0
-    """
-    count = math.prod(shape)
-    groups = scheme.grain.groups(shape, axis) if scheme.scaled else 0
-    return 8 * (packed_bytes(count, scheme.bits) + metadata_bytes(scheme, groups)) / count
 
 
 def candidates(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any
 
@@ -226,6 +227,8 @@ class Inspector:
             return
         shape = str(facts["shape"]).replace("x", "\N{MULTIPLICATION SIGN}")
         sqnr = f" · weight SQNR {decibels(facts['weight_sqnr_db'])}" if self._open else ""
+        if self._open and not math.isnan(facts["weight_bits_per_value"]):
+            sqnr += f" · {facts['weight_bits_per_value']:.3g} bits a weight"
         self.head.object = (
             f'<div class="name">{escape(self.state.layer)}</div>'
             f'<div class="facts">{escape(str(facts["op"]))} {escape(shape)} · {facts["parameters"]:,} parameters<br>'

@@ -76,7 +76,7 @@ class PageState(param.Parameterized):
             name = row["name"]
             row["size_bytes"] = sizes[name].size
             if recipe.config(name).weight != before.config(name).weight:
-                row["weight_sqnr_db"] = math.nan
+                row["weight_sqnr_db"] = row["weight_bits_per_value"] = math.nan
         return rows
 
     def cost(self, recipe: Recipe | None = None) -> Cost:

@@ -146,6 +146,8 @@ def caption(h: Histogram) -> str:
     if len(h.levels):
         used = f"{h.used_levels:,} of {len(h.levels):,} levels used" if h.groups == 1 else ""
         facts.append(used or f"{len(h.levels):,} levels a group")
+    if h.entropy_bits is not None:
+        facts.append(f"entropy {h.entropy_bits:.2f} bits")
     if h.groups == 1 and h.scale[1]:
         facts.append(f"scale {number(h.scale[1])}")
     elif h.scale[1]:

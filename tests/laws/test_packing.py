@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from explorer.errors import TensorError
 from explorer.formats import FORMATS, SCALES, CodebookFormat, pack, packed_bytes, packing, unpack
 from explorer.recipe import TensorScheme
+from explorer.tensor import bits_per_value, entropy_bits, quantize
 from tests import oracles
 from tests.laws.cases import TENSORS, quantized
 from tests.strategies import SCHEMES, label
@@ -54,6 +58,29 @@ def test_too_few_bytes_are_refused() -> None:
         unpack(b"1234", 9, 4)
 
 
+@given(
+    st.lists(st.integers(-40000, 40000), min_size=1, max_size=50), st.sampled_from([torch.int32, torch.int64])
+)
+@settings(max_examples=50)
+def test_entropy_is_scipys(codes: list[int], dtype: torch.dtype) -> None:
+    counts = np.unique(codes, return_counts=True)[1]
+    assert entropy_bits(torch.tensor(codes, dtype=dtype)) == pytest.approx(
+        stats.entropy(counts, base=2), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", ["int4", "fp4_e2m1", "fp8_e5m2", "fp16", "fp32"])
+def test_entropy_of_a_tensor(name: str) -> None:
+    """At most the bits of the format, and zero for one code; an even spread over all codes has them all."""
+    result = quantize(
+        torch.randn(64, 64, generator=torch.Generator().manual_seed(1)), TensorScheme(name, "layer")
+    )
+    assert 0 < result.entropy_bits <= min(result.scheme.bits, 12)
+    assert quantize(torch.ones(5, 5), TensorScheme(name, "layer")).entropy_bits == 0
+    even = torch.arange(-7.0, 8.0).repeat(4)
+    assert quantize(even, TensorScheme("int4", "layer")).entropy_bits == pytest.approx(math.log2(15))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=label)
 def test_quantized_tensors_pack(scheme: TensorScheme) -> None:
     """A size is the length of real bytes, from which the codes come back."""
@@ -82,3 +109,6 @@ def test_quantized_tensors_pack(scheme: TensorScheme) -> None:
             assert result.metadata_bytes == scales + zero_points, name
         else:
             assert result.metadata_bytes == 0, name
+        assert result.total_bytes == len(data) + result.metadata_bytes, name
+        assert result.bits_per_value == 8 * result.total_bytes / tensor.numel(), name
+        assert result.bits_per_value == bits_per_value(scheme, tuple(tensor.shape), 0), name
