@@ -18,9 +18,11 @@ from explorer.formats import (
     Grid,
     IntegerFormat,
     LevelFormat,
+    Rounding,
     convention,
     format_named,
     granularity,
+    rounding,
 )
 
 MODES: dict[str, str] = {
@@ -47,6 +49,7 @@ class TensorScheme:
         narrow: leave out the lowest code of a symmetric signed format; None does as the convention does.
         scale: which scales are allowed: ``float``, ``pow2`` (as in MX) or ``fp8`` (as in NVFP4).
         overflow: what becomes of values beyond a float format's range: ``saturate``, or ``infinity`` (in fp8_e4m3 NaN).
+        rounding: which neighbouring level a value becomes: ``nearest``, ``stochastic`` or ``stochastic:SEED``.
 
     Raises:
         SchemeError: for a value that does not exist or values that do not go together.
@@ -64,6 +67,7 @@ class TensorScheme:
     narrow: bool | None = field(default=None, metadata={"help": "leave out the lowest code"})
     scale: str = field(default="float", metadata={"help": "which scales are allowed"})
     overflow: str = field(default="saturate", metadata={"help": "values beyond a float format's range"})
+    rounding: str = field(default="nearest", metadata={"help": "which neighbouring level is taken"})
 
     def __post_init__(self) -> None:
         for name, kinds in _KINDS.items():
@@ -84,6 +88,7 @@ class TensorScheme:
         # One spelling for one meaning, so that equal schemes are equal values.
         object.__setattr__(self, "granularity", grain.name)
         object.__setattr__(self, "objective", goal.name)
+        object.__setattr__(self, "rounding", rounding(self.rounding).name)
         if self.off:
             return
         if isinstance(self.number, LevelFormat | CodebookFormat):
@@ -197,6 +202,11 @@ class TensorScheme:
         return granularity(self.granularity)
 
     @property
+    def rounds(self) -> Rounding:
+        """The rounding itself."""
+        return rounding(self.rounding)
+
+    @property
     def goal(self) -> Objective:
         """The objective itself."""
         return objective(self.objective)
@@ -225,7 +235,7 @@ class TensorScheme:
         True
         """
         if not self.scaled:
-            return " ".join([self.number.name, *self._overflow_word])
+            return self.describe()
         return json.dumps({f.name: getattr(self, f.name) for f in fields(self)}, sort_keys=True)
 
     def with_format(self, name: str) -> TensorScheme:
@@ -257,8 +267,9 @@ class TensorScheme:
         >>> TensorScheme("int4", "subchannel:32", objective="mse").describe()
         'int4 subchannel:32 sym mse'
         """
+        chance = [self.rounding] if self.rounding != "nearest" and not self.off else []
         if not self.scaled:
-            return " ".join([self.number.name, *self._overflow_word])
+            return " ".join([self.number.name, *self._overflow_word, *chance])
         words = [self.format, self.granularity, self.objective]
         if not isinstance(self.number, CodebookFormat):
             words.insert(2, "sym" if self.symmetric else "asym")
@@ -267,14 +278,14 @@ class TensorScheme:
         words += [] if self.narrow is None else ["narrow" if self.narrow else "full"]
         words += [self.scale] if self.scale != "float" else []
         words += self._overflow_word
-        return " ".join(words)
+        return " ".join(words + chance)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that a reader needs; ``narrow`` is left out while the convention decides."""
+        """The fields that a reader needs; ``narrow`` and ``rounding`` are left out while they are the usual ones."""
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if not (f.name == "narrow" and self.narrow is None)
+            if (f.name, getattr(self, f.name)) not in (("narrow", None), ("rounding", "nearest"))
         }
 
 
@@ -288,6 +299,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "narrow": (bool, type(None)),
     "scale": (str,),
     "overflow": (str,),
+    "rounding": (str,),
 }
 FIELDS: tuple[str, ...] = tuple(_KINDS)
 TENSORS: tuple[str, ...] = ("weight", "input")

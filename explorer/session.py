@@ -750,11 +750,11 @@ class Session:
         params = calibration.params(layer, index, scheme) if scheme.scaled else None
         number = scheme.number
         if isinstance(number, FloatFormat):
-            after = number.snap(sample.values)
+            after = number.snap(scheme.rounds.floating(sample.values, number))
         else:
             assert params is not None
             spread = params.spread(lambda number: number[:, None])
-            after = fake_quantize_(sample.values, *spread, params)
+            after = fake_quantize_(scheme.rounds.scaled(sample.values, *spread, params), *spread, params)
         clipped = clipped_share(sample, params) if params is not None else None
         return histogram_of(
             layer.name,

@@ -244,11 +244,14 @@ def quantize(tensor: Tensor, scheme: SchemeLike, axis: int = 0, name: str = "ten
     """
     scheme, tensor = as_scheme(scheme), _checked(tensor, name)
     number = scheme.number
+    rounds = scheme.rounds
     if isinstance(number, FloatFormat):
+        tensor = rounds.floating(tensor, number)
         one, zero = torch.ones(()), torch.zeros((), dtype=torch.int32)
         return Quantized(number.encode(tensor), one, zero, 0, (1 << number.bits) - 1, scheme, axis)
     params = fit_tensor(tensor, scheme, axis)
-    codes = encode(tensor, *_spread(params, scheme, tensor, axis), params)
+    spread = _spread(params, scheme, tensor, axis)
+    codes = encode(rounds.scaled(tensor, *spread, params), *spread, params)
     shape = scheme.grain.shape(tensor.shape, axis)
     return Quantized(
         codes,
@@ -279,9 +282,10 @@ def apply(tensor: Tensor, scheme: TensorScheme, params: QParams | None, axis: in
     """
     number = scheme.number
     if isinstance(number, FloatFormat):
-        return number.snap(tensor)
+        return number.snap(scheme.rounds.floating(tensor, number))
     assert params is not None
-    return fake_quantize_(tensor, *_spread(params, scheme, tensor, axis), params)
+    spread = _spread(params, scheme, tensor, axis)
+    return fake_quantize_(scheme.rounds.scaled(tensor, *spread, params), *spread, params)
 
 
 def fake_quantize(tensor: Tensor, scheme: SchemeLike, axis: int = 0, name: str = "tensor") -> Tensor:

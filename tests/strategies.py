@@ -190,6 +190,7 @@ FIELD_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "narrow": st.sampled_from([None, True, False]),
     "scale": st.sampled_from(list(SCALES)),
     "overflow": st.sampled_from(list(OVERFLOWS)),
+    "rounding": st.sampled_from(["nearest", "stochastic", "stochastic:7"]),
 }
 
 

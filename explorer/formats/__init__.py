@@ -24,6 +24,7 @@ from explorer.formats.floating import FloatFormat
 from explorer.formats.granularity import GRANULARITIES, Channel, Granularity, granularity
 from explorer.formats.levels import LEVEL_FORMATS, LevelFormat
 from explorer.formats.packing import pack, packed_bytes, unpack
+from explorer.formats.roundings import ROUNDINGS, Nearest, Rounding, rounding
 from explorer.formats.scales import SCALES, ScaleRule
 from explorer.formats.uniform import (
     CONVENTIONS,
@@ -43,6 +44,7 @@ __all__ = [
     "GRANULARITIES",
     "MOST_VALUES",
     "OVERFLOWS",
+    "ROUNDINGS",
     "SCALES",
     "Channel",
     "Codebook",
@@ -54,8 +56,10 @@ __all__ = [
     "Grid",
     "IntegerFormat",
     "LevelFormat",
+    "Nearest",
     "Parameter",
     "QParams",
+    "Rounding",
     "ScaleRule",
     "check_finite",
     "convention",
@@ -69,6 +73,7 @@ __all__ = [
     "granularity",
     "pack",
     "packed_bytes",
+    "rounding",
     "spelled",
     "unpack",
 ]

@@ -124,6 +124,21 @@ class Codebook:
             step //= 2
         return place
 
+    def beside(self, nearest: Tensor, away: Tensor, group: Tensor) -> Tensor:
+        """The level next to each of the ``nearest`` ones on the side of ``away``'s sign; behind the last that itself.
+
+        A group may have equal levels, which are passed over.
+        """
+        side = away.sign().long()
+        place = self.index(nearest, group)
+        for _ in range(self.count - 1):
+            place = (place + side).clamp_(0, self.count - 1)
+            level = self.decode(place, group)
+            side = side * (level == nearest)
+            if not bool(side.any()):
+                break
+        return self.decode(place, group)
+
     def decode(self, codes: Tensor, group: Tensor) -> Tensor:
         """The levels of places, float32; ``group`` as in :meth:`index`."""
         return self.levels.take(codes.long() + group * self.count)

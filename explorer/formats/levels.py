@@ -105,11 +105,21 @@ class LevelFormat(Format):
 
     def index(self, values: Tensor) -> Tensor:
         """The place of the nearest level, int64 of the same shape; ``values`` are before scaling."""
-        return torch.bucketize(values, self.borders)
+        return torch.bucketize(values.contiguous(), self.borders)
 
     def round(self, values: Tensor) -> Tensor:
         """The nearest levels, float32 of the same shape; ``values`` are before scaling."""
         return self._levels.take(self.index(values))
+
+    def beside(self, nearest: Tensor, away: Tensor) -> tuple[Tensor, Tensor]:
+        """The level next to each of the ``nearest`` ones on the side of ``away``'s sign, and how far it is.
+
+        Behind the last level there is none: that level itself then, at no distance.
+        """
+        place = self.index(nearest)
+        other = (place + away.sign().long()).clamp_(0, len(self.levels) - 1)
+        level = self._levels.take(other)
+        return level, level - self._levels.take(place)
 
     def encode(self, values: Tensor) -> Tensor:
         """The codes of the nearest levels, int32 of the same shape; ``values`` are before scaling."""

@@ -24,13 +24,14 @@ def quantize_activation(values: Tensor, scheme: TensorScheme, params: QParams | 
         return values
     number = scheme.number
     if isinstance(number, FloatFormat):
-        return number.snap(values)
+        return number.snap(scheme.rounds.floating(values, number, len(values)))
     grain = scheme.grain
     if params is None:
         return _dynamic(values, scheme, channel)
     channel %= values.dim()
     spread = params.spread(lambda number: grain.expand(number, values.shape, channel))
-    return fake_quantize_(values, *spread, params)
+    chosen = scheme.rounds.scaled(values, *spread, params, len(values))
+    return fake_quantize_(chosen, *spread, params)
 
 
 def dynamic_rows(values: Tensor, scheme: TensorScheme, channel: int) -> tuple[Tensor, Granularity]:
@@ -65,7 +66,7 @@ def _dynamic(values: Tensor, scheme: TensorScheme, channel: int) -> Tensor:
     rows, cut = dynamic_rows(values, scheme, channel)
     params = dynamic_params(values, Sample.of(rows, cut, 0), scheme)
     spread = params.spread(lambda number: cut.expand(number, rows.shape, 0))
-    out = fake_quantize_(rows, *spread, params)
+    out = fake_quantize_(scheme.rounds.scaled(rows, *spread, params, len(values)), *spread, params)
     if scheme.grain.name == "layer":
         return out.reshape(values.shape)
     return out.reshape(values.movedim(channel, -1).shape).movedim(-1, channel)

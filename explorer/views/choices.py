@@ -8,6 +8,7 @@ from explorer.formats import (
     FORMATS,
     GRANULARITIES,
     OVERFLOWS,
+    ROUNDINGS,
     SCALES,
     CodebookFormat,
     LevelFormat,
@@ -66,6 +67,11 @@ def granularity_family(name: str) -> str:
     'group:N'
     """
     return family(name, GRANULARITIES)
+
+
+def roundings() -> list[str]:
+    """Which neighbouring level a value may become."""
+    return list(ROUNDINGS)
 
 
 def conventions() -> list[str]:

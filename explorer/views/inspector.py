@@ -12,10 +12,12 @@ from explorer.formats import (
     FORMATS,
     GRANULARITIES,
     OVERFLOWS,
+    ROUNDINGS,
     SCALES,
     CodebookFormat,
     LevelFormat,
     Parameter,
+    family,
     spelled,
 )
 from explorer.recipe import MODES, TensorScheme
@@ -63,6 +65,8 @@ class TensorControls:
         self.convention = kit.select("convention", choices.conventions(), "onnx")
         self.scale = kit.select("scale", choices.scales(), "float")
         self.overflow = kit.select("overflow", choices.overflows(), "saturate", visible=False)
+        self.rounding = kit.select("rounding", choices.roundings(), "nearest")
+        self.seed = kit.whole("seed", 0, start=0, width=104)
         self.mode = kit.select("mode", modes, "static", width=112) if modes else None
         self.last = kit.row(*([self.mode] if self.mode is not None else []), self.overflow)
         self.refused = kit.html(css=CSS, visible=False)
@@ -78,6 +82,7 @@ class TensorControls:
             self.number_row,
             kit.row(self.convention, self.scale),
             self.last,
+            kit.row(self.rounding, self.seed),
             self.refused,
         ]
 
@@ -90,12 +95,18 @@ class TensorControls:
             widget.param.watch(lambda event, field=field: self._change(field, event.new), "value")
         for widget in (self.grain, self.size):
             widget.param.watch(lambda *_: self._change("granularity", self._granularity()), "value")
+        for widget in (self.rounding, self.seed):
+            widget.param.watch(lambda *_: self._change("rounding", self._rounding()), "value")
         self.goal.param.watch(lambda *_: self._pick_goal(), "value")
         for widget in self.numbers:
             widget.param.watch(lambda *_: self._change("objective", self._objective()), "value")
 
     def _granularity(self) -> str:
         return str(self.grain.value).replace(":N", f":{self.size.value}")
+
+    def _rounding(self) -> str:
+        seeded = ROUNDINGS[self.rounding.value].parameter is not None
+        return str(self.rounding.value).replace(":SEED", f":{self.seed.value}" if seeded else "")
 
     def _objective(self) -> str:
         word = str(self.goal.value).partition(":")[0]
@@ -164,6 +175,9 @@ class TensorControls:
         self._show_numbers([float(number) for number in scheme.objective.split(":")[1:]])
         self.convention.value = scheme.convention
         self.scale.value, self.overflow.value = scheme.scale, scheme.overflow
+        self.rounding.value = family(scheme.rounding, ROUNDINGS)
+        self.seed.value = int(scheme.rounding.partition(":")[2] or 0)
+        self.seed.visible = ROUNDINGS[self.rounding.value].parameter is not None
         if self.mode is not None:
             self.mode.value = scheme.mode
         self.size.visible = GRANULARITIES[self.grain.value].sized
@@ -177,6 +191,7 @@ class TensorControls:
             self.scale,
         ):
             widget.disabled = not scheme.scaled
+        self.rounding.disabled = self.seed.disabled = scheme.off
         if isinstance(scheme.number, LevelFormat | CodebookFormat):
             self.symmetric.disabled = self.convention.disabled = True
         if isinstance(scheme.number, CodebookFormat):
@@ -283,6 +298,8 @@ def help_of(scheme: TensorScheme) -> str:
         names += [(scheme.scale, SCALES[scheme.scale].help)] if scheme.scale != "float" else []
     if scheme.overflow != "saturate":
         names.append((scheme.overflow, OVERFLOWS[scheme.overflow]))
+    if scheme.rounding != "nearest" and not scheme.off:
+        names.append((scheme.rounding, ROUNDINGS[family(scheme.rounding, ROUNDINGS)].help))
     if scheme.mode != "static":
         names.append((scheme.mode, MODES[scheme.mode]))
     return "<br>".join(f"<b>{escape(name)}</b>: {escape(text)}" for name, text in names)
