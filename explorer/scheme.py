@@ -186,6 +186,11 @@ class TensorScheme:
         return not self.off and self.number.scaled
 
     @property
+    def ranged(self) -> bool:
+        """Whether a range is chosen, which sets the scale; levels that are fitted have none."""
+        return self.scaled and not isinstance(self.number, CodebookFormat)
+
+    @property
     def number(self) -> Format:
         """The format itself."""
         number = FORMATS["fp32"] if self.off else FORMATS[self.format]

@@ -19,6 +19,10 @@ def peak():
 weight = torch.randn(1000, 2000)
 schemes = [TensorScheme("int4", grain, objective="mse") for grain in ("channel", "subchannel:48", "layer")]
 schemes.append(TensorScheme("int4", "group:64", objective="kl"))
+schemes += [
+    TensorScheme(name, grain)
+    for name, grain in (("kmeans4", "layer"), ("kmeans3", "channel"), ("basis3", "layer"), ("ternary", "subchannel:48"))
+]
 for scheme in schemes:
     fit_tensor(weight[:100], scheme, 0)
 before = peak()

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,6 +62,15 @@ def _masses(weights: Tensor | None) -> Tensor | None:
         return None
     none = (weights.amax(1, keepdim=True) <= 0).double()
     return weights.double() + none
+
+
+def _ordered(values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The values of each group in order, with their weights."""
+    if weights is None:
+        # NumPy's sort makes no list of places, which for a large layer is as large as three layers.
+        return torch.from_numpy(np.sort(values.numpy(), axis=1)), None
+    ordered, order = values.sort(1)
+    return ordered, weights.gather(1, order)
 
 
 # --- binary and ternary -------------------------------------------------------------------------------------
@@ -109,12 +119,14 @@ class Points:
         centre: from which sums are taken, so that little is lost to cancellation, float64 ``(groups, 1)``.
         mass: of the values before each place, float64 ``(groups, points + 1)``.
         total: the sum of mass times distance from ``centre``, likewise.
+        weighted: whether masses differ.
     """
 
     values: Tensor
     centre: Tensor
     mass: Tensor
     total: Tensor
+    weighted: bool = True
 
     @classmethod
     def of(cls, values: Tensor, weights: Tensor | None) -> Points:
@@ -130,8 +142,8 @@ class Points:
             exact *= weights
             mass = torch.zeros_like(total)
             torch.cumsum(weights, 1, out=mass[:, 1:])
-        torch.cumsum(exact, 1, out=total[:, 1:])
-        return cls(values, centre, mass, total)
+        np.cumsum(exact.numpy(), axis=1, out=total[:, 1:].numpy())
+        return cls(values, centre, mass, total, weights is not None)
 
     @property
     def count(self) -> int:
@@ -140,7 +152,7 @@ class Points:
 
     def part(self, rows: slice) -> Points:
         """Some of the groups."""
-        return Points(self.values[rows], self.centre[rows], self.mass[rows], self.total[rows])
+        return Points(self.values[rows], self.centre[rows], self.mass[rows], self.total[rows], self.weighted)
 
     def means(self, cuts: Tensor) -> Tensor:
         """The mean of each run between neighbouring cuts ``(groups, levels + 1)``, float32 ``(groups, levels)``.
@@ -182,12 +194,9 @@ def kmeans(values: Tensor, weights: Tensor | None, count: int) -> Tensor:
         # Values without weight must not count as values: they become another one.
         some = values.gather(1, (weights > 0).int().argmax(1, keepdim=True))
         values = torch.where(weights > 0, values, some)
-    ordered, order = values.sort(1)
-    if weights is not None:
-        weights = weights.gather(1, order)
-    del order, values
+    ordered, weights = _ordered(values, weights)
     new = torch.ones(ordered.shape, dtype=torch.bool)
-    torch.ne(ordered[:, 1:], ordered[:, :-1], out=new[:, 1:])
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     different = new.sum(1)
     few = different <= max(exact_points(count), count)
     levels = torch.empty(len(ordered), count)
@@ -231,9 +240,15 @@ def _many(ordered: Tensor, weights: Tensor | None, new: Tensor, count: int) -> T
 
 def _spread_places(points: Points, count: int) -> Tensor:
     """``count + 1`` places from the first to the last, as dense as the cube root of the values' density."""
-    # Between two values the density is their mass over their distance.
-    run = points.values.double().diff(dim=1)
-    run = run.square_().mul_(points.mass.diff(dim=1)[:, 1:]).pow_(1 / 3).cumsum_(1)
+    # Between two values the density is their mass over their distance.  In float32, and of a tensor of which each
+    # value counts once without masses: with as many values as a large layer has, every copy is felt.
+    largest = torch.maximum(-points.values[:, :1], points.values[:, -1:])
+    # A gap wider than the largest float is as wide as that.
+    gap = points.values.diff(dim=1).clamp_(max=3e38).div_(largest).pow_(2 / 3)
+    if points.weighted:
+        gap.mul_(points.mass.diff(dim=1)[:, 1:].pow_(1 / 3))
+    run = torch.from_numpy(np.cumsum(gap.numpy(), axis=1, dtype=np.float64))
+    del gap
     wanted = torch.arange(1, count, dtype=torch.float64) / count * run[:, -1:]
     inner = torch.searchsorted(run, wanted) + 1
     ends = torch.tensor([0, points.count]).expand(len(inner), -1)
@@ -326,10 +341,7 @@ def basis(values: Tensor, weights: Tensor | None, count: int) -> Tensor:
     as even steps of several widths; from each start signs and coefficients are fitted in turn, each the best for
     the other (Xu et al.), and the best end is taken.  None is sure to be the best of all.
     """
-    ordered, order = values.sort(1)
-    if weights is not None:
-        weights = weights.gather(1, order)
-    del order, values
+    ordered, weights = _ordered(values, weights)
     terms = count.bit_length() - 1
     starts = [sketched(ordered, weights, terms)]
     absmax = torch.maximum(-ordered[:, :1], ordered[:, -1:]).double()
@@ -348,15 +360,15 @@ def basis(values: Tensor, weights: Tensor | None, count: int) -> Tensor:
 def sketched(values: Tensor, weights: Tensor | None, terms: int) -> Tensor:
     """Coefficients found one after the other, float64 ``(groups, terms)``: the mean magnitude of what is left over."""
     rest = values.double()
+    magnitude = torch.empty_like(rest)
     found = []
     for _ in range(terms):
-        magnitude = rest.abs()
+        torch.abs(rest, out=magnitude)
         if weights is None:
             mean = magnitude.cumsum_(1)[:, -1:] / values.shape[1]
         else:
             mean = magnitude.mul_(weights).cumsum_(1)[:, -1:] / weights.cumsum(1)[:, -1:]
-        del magnitude
-        rest -= torch.copysign(mean, rest)
+        rest -= torch.copysign(mean, rest, out=magnitude)
         found.append(mean)
     return torch.cat(found, 1)
 

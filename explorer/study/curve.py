@@ -121,8 +121,8 @@ def curve_steps(found: Grouped, shares: np.ndarray = SHARES) -> Iterator[Curves]
         SchemeError: where there is no fixed range to choose.
     """
     scheme, sample = found.scheme, found.sample
-    if not scheme.scaled or scheme.mode == "dynamic":
-        why = "takes its ranges from each example" if scheme.scaled else "has no range"
+    if not scheme.ranged or scheme.mode == "dynamic":
+        why = "takes its ranges from each example" if scheme.ranged else "has no range"
         raise SchemeError(
             f"The {found.tensor} of {found.layer!r} {why}, so no objective chooses one; "
             "choose an integer format and mode: static."

@@ -349,15 +349,15 @@ def _input_facts(
 
 
 def gather(patient: Patient) -> tuple[list[Facts], dict[str, _Seen], int]:
-    """The facts of all tensors that the recipe quantizes by a scale, and how many images were looked at."""
+    """The facts of all tensors for which the recipe chooses a range, and how many images were looked at."""
     patient.calibration.prepare(patient.recipe)
     seen, images = _look(patient)
     found: list[Facts] = []
     for layer in patient.layers:
         config, mine = patient.recipe.config(layer.name), seen[layer.name]
-        if layer.weight is not None and config.weight.scaled:
+        if layer.weight is not None and config.weight.ranged:
             found.append(_weight_facts(patient, layer, config.weight, mine))
-        if config.input.scaled:
+        if config.input.ranged:
             facts = [
                 _input_facts(patient, layer, config.input, index, mine) for index in range(len(layer.inputs))
             ]
