@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,15 @@ def view_range(h: Histogram) -> tuple[float, float]:
     return low - margin, high + margin
 
 
+def widest(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    """The range that holds both.
+
+    >>> widest((-1.0, 2.0), (-3.0, 1.0))
+    (-3.0, 2.0)
+    """
+    return min(one[0], other[0]), max(one[1], other[1])
+
+
 class HistogramFigure:
     """A distribution before (filled) and after (outlined), its levels, and the range that is kept.
 
@@ -105,10 +115,13 @@ class HistogramFigure:
     def __init__(self, log: bool = True) -> None:
         self.log = log
         self.shown: Histogram | None = None
+        self.theirs: Histogram | None = None
         self.bars = ColumnDataSource({"left": [], "right": [], "top": [], "count": [], "after": []})
         self.outline = ColumnDataSource({"x": [], "y": []})
         self.levels = ColumnDataSource({"x": [], "y0": [], "y1": []})
         self.clips = ColumnDataSource({"x": []})
+        self.their_levels = ColumnDataSource({"x": [], "y0": [], "y1": []})
+        self.their_clips = ColumnDataSource({"x": []})
         self.x_range, self.y_range = Range1d(), Range1d()
         self.figure = plain(x_range=self.x_range, y_range=self.y_range, y_axis_label="count")
         self._draw()
@@ -130,6 +143,23 @@ class HistogramFigure:
         )
         plot.vspan(
             x="x", source=self.clips, line_color=theme.RANGE, line_width=2, line_dash="dashed", name="clip"
+        )
+        plot.segment(
+            x0="x",
+            x1="x",
+            y0="y0",
+            y1="y1",
+            source=self.their_levels,
+            line_color=theme.CHOSEN,
+            line_width=1.2,
+        )
+        plot.vspan(
+            x="x",
+            source=self.their_clips,
+            line_color=theme.CHOSEN,
+            line_width=2,
+            line_dash="dotted",
+            name="theirs",
         )
         self.outside = [
             BoxAnnotation(
@@ -165,11 +195,11 @@ class HistogramFigure:
             else NumeralTickFormatter(format="0.[0]a")
         )
         if self.shown is not None:
-            self.update(self.shown)
+            self.update(self.shown, self.theirs)
 
-    def update(self, h: Histogram) -> None:
-        """Draw another histogram."""
-        self.shown = h
+    def update(self, h: Histogram, theirs: Histogram | None = None) -> None:
+        """Draw another histogram, and levels and range of ``theirs`` over it."""
+        self.shown, self.theirs = h, theirs
         before, after = heights(h.counts, self.log), heights(h.quantized_counts, self.log)
         top = 1.08 * max(float(before.max(initial=0)), float(after.max(initial=0)), 1e-9)
         self.bars.data = columns(
@@ -178,7 +208,8 @@ class HistogramFigure:
         x, y = steps(h.edges, after)
         self.outline.data = columns(x=x, y=y)
         self._levels(h, top)
-        low, high = view_range(h)
+        self._theirs(theirs, top)
+        low, high = view_range(h if theirs is None else replace(h, clip=widest(h.clip, theirs.clip)))
         self.x_range.update(start=low, end=high)
         self.y_range.update(start=-STRIP * top, end=top)
         axis = self.figure.yaxis[0]
@@ -197,6 +228,14 @@ class HistogramFigure:
         self.levels.data = columns(
             x=levels, y0=np.full(count, -STRIP * top), y1=np.full(count, -STRIP * top * 0.25)
         )
+
+    def _theirs(self, theirs: Histogram | None, top: float) -> None:
+        levels = thinned(theirs.levels) if theirs is not None else np.empty(0)
+        count = len(levels)
+        self.their_levels.data = columns(
+            x=levels, y0=np.full(count, top * (1 - STRIP / 2)), y1=np.full(count, top)
+        )
+        self.their_clips.data = {"x": list(theirs.clip) if theirs is not None else []}
 
     def _clip(self, h: Histogram) -> None:
         quantized = h.scheme != "fp32"

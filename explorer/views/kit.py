@@ -210,14 +210,14 @@ def download(label: str, filename: str, callback: Any, **more: Any) -> pmui.File
     )
 
 
-def upload(label: str, accept: str, **more: Any) -> pmui.FileInput:
-    """A button that takes a file of at most 1 MB."""
+def upload(label: str, accept: str, most: int = 1 << 20, **more: Any) -> pmui.FileInput:
+    """A button that takes a file of at most ``most`` bytes."""
     more.setdefault("margin", 0)
     return pmui.FileInput(
         label=label,
         accept=accept,
         multiple=False,
-        max_file_size=1 << 20,
+        max_file_size=most,
         variant="text",
         size="small",
         **more,

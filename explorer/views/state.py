@@ -13,7 +13,7 @@ from explorer.cost import Cost, cost
 from explorer.errors import ExplorerError
 from explorer.recipe import LayerConfig, Recipe, TensorScheme
 from explorer.session import Session
-from explorer.study import Additivity, Evaluation
+from explorer.study import Additivity, Evaluation, ForeignParameters
 
 
 class PageState(param.Parameterized):
@@ -37,6 +37,9 @@ class PageState(param.Parameterized):
     evaluation_revision: Any = param.Integer(default=-1, doc="the revision that the evaluation belongs to")
     additivity: Any = param.ClassSelector(default=None, class_=Additivity, doc="the latest, or None")
     additivity_revision: Any = param.Integer(default=-1, doc="the revision that additivity belongs to")
+    foreign: Any = param.ClassSelector(
+        default=None, class_=ForeignParameters, doc="what another tool has chosen, or None"
+    )
     problem: Any = param.String(default="", doc="the latest refusal, in a sentence")
 
     def __init__(self, session: Session, **values: Any) -> None:

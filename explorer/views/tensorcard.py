@@ -6,6 +6,7 @@ from collections.abc import Callable
 from html import escape
 
 from explorer.views import kit, theme
+from explorer.views.conventions import ConventionsView
 from explorer.views.distribution import Distribution
 from explorer.views.numberline import NumberLineView
 from explorer.views.runs import Publisher
@@ -17,6 +18,7 @@ from explorer.views.tensorview import TensorView
 TENSOR_VIEWS: dict[str, type[TensorView]] = {
     "Histogram": Distribution,
     "Number line": NumberLineView,
+    "Conventions": ConventionsView,
 }
 CSS = (
     theme.TOKENS

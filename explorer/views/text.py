@@ -176,3 +176,12 @@ def line_caption(line: NumberLine) -> str:
         facts.append(f"error: <b>{percent(share, 1)}</b> clipping, {percent(1 - share, 1)} rounding")
     facts.append(f"{line.elements:,.0f} values" + ("" if line.exact else " (from calibration images)"))
     return " · ".join(facts)
+
+
+def foreign_caption(h: Histogram) -> str:
+    """What a histogram under another tool's parameters says, beside ours."""
+    low, high = (f"{edge:.3g}".replace("-", "\N{MINUS SIGN}") for edge in h.clip)
+    return (
+        f"Another tool: <b>{escape(h.scheme)}</b>, range {low} to {high}, {percent(h.clipped_fraction)} clipped, "
+        f"SQNR <b>{decibels(h.sqnr_db)}</b>."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -321,3 +322,33 @@ def test_the_number_line_and_a_format_taken_from_it(open_page: Callable[[], Any]
     # Below the axis and the line of titles comes the row of the best.
     figure.click(position={"x": 200, "y": 26 + 17 + 8})
     expect(cell(page, 2, "w_format")).to_have_text(best)
+
+
+def test_conventions_and_another_tools_parameters(open_page: Callable[[], Any], tmp_path: Path) -> None:
+    page = open_page()
+    cell(page, 1, "name").click()
+    page.get_by_role("button", name="Conventions").click()
+    expect(page.get_by_role("cell", name="torch symmetric", exact=True)).to_be_visible()
+    expect(page.locator("tr.present")).to_contain_text("onnx symmetric")
+    choose(page, "convention", "aimet")
+    expect(page.locator("tr.present")).to_contain_text("aimet symmetric")
+    name = cell(page, 1, "name").inner_text().strip()
+    encoding = {"bitwidth": 8, "dtype": "int", "is_symmetric": "True", "scale": 0.003, "offset": -128}
+    file = tmp_path / "net.encodings"
+    params = {f"{name}.weight": [encoding], "<b>odd</b>.weight": [encoding]}
+    file.write_text(
+        json.dumps({"version": "0.6.1", "param_encodings": params, "activation_encodings": {}}),
+        encoding="utf-8",
+    )
+    page.locator("input[type=file][accept*=onnx]").set_input_files(str(file))
+    expect(page.get_by_role("cell", name="theirs")).to_be_visible()
+    page.get_by_text("1 that belong nowhere").click()
+    expect(page.get_by_text("<b>odd</b>.weight: no layer is called")).to_be_visible()
+    page.get_by_role("button", name="Histogram").click()
+    expect(page.locator(".other")).to_contain_text("aimet int8 layer, range \N{MINUS SIGN}0.384 to 0.381")
+    page.get_by_role("button", name="Conventions").click()
+    bad = tmp_path / "bad.json"
+    bad.write_text("{", encoding="utf-8")
+    page.locator("input[type=file][accept*=onnx]").set_input_files(str(bad))
+    expect(page.get_by_text("bad.json is no JSON")).to_be_visible()
+    expect(page.get_by_role("cell", name="theirs")).to_be_visible()
