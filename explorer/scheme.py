@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from explorer.calibrate import Objective, objective
+from explorer.calibrate import ELEMENTS, Objective, objective
 from explorer.errors import SchemeError, unknown
 from explorer.formats import (
     FORMATS,
@@ -99,6 +99,11 @@ class TensorScheme:
             raise SchemeError(
                 f"A symmetric range has one bound, so it cannot have those of {goal.name!r}; "
                 f"use objective: {goal.centred().name}, or symmetric: false."
+            )
+        if goal.needs != ELEMENTS and not self.scaled:
+            raise SchemeError(
+                f"The format {self.format!r} has no scale, so there is no range that the objective {goal.name!r} "
+                "could choose; use objective: minmax with it."
             )
         if self.scaled:
             self._check_scale()

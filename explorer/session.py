@@ -23,7 +23,7 @@ from explorer.errors import (
     nearest,
     unknown,
 )
-from explorer.formats import FloatFormat, IntegerFormat, encode, fake_quantize_
+from explorer.formats import FloatFormat, IntegerFormat, QParams, encode, fake_quantize_
 from explorer.graph import Batch, Calibration, Engine, Graph, Layer, Plan, plan
 from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import Recipe, TensorScheme
@@ -49,10 +49,12 @@ from explorer.study import (
     NumberLine,
     Ours,
     Patient,
+    Resolving,
     Source,
     Sweep,
     additivity,
     against_of,
+    by_loss,
     compare_steps,
     curve_steps,
     diagnosis_steps,
@@ -290,21 +292,44 @@ class Session:
     # -- questions --------------------------------------------------------------------------------
 
     def plan(self, recipe: Recipe | None = None) -> Plan:
-        """A recipe worked out: static ranges are fitted on the calibration images if they are not yet."""
-        recipe = self.recipe if recipe is None else self._checked(recipe)
+        """A recipe worked out: ranges that take images are found on the calibration images if they are not yet."""
+        recipe = self.resolve(recipe)
         calibration = self.subject.calibration
         calibration.prepare(recipe)
-        return plan(self.graph, recipe, calibration.params)
+        return plan(self.graph, recipe, calibration.params, calibration.weight_params)
+
+    def resolve(self, recipe: Recipe | str | None = None) -> Recipe:
+        """The recipe (the present one if None) with explicit ranges in place of ``objective: cross_entropy``.
+
+        Each such tensor gets ``clip:F``, F being the share of each group's full range under which the network's
+        loss on calibration images was least, or ``mse`` where no share did better.  Other recipes stay as they are.
+
+        Raises:
+            RecipeError: when the recipe does not fit the network.
+            DataError: when there are no calibration images.
+        """
+        return self.subject.resolver.resolve(self._chosen(recipe))
+
+    def resolve_steps(self, recipe: Recipe | str | None = None) -> Iterator[Resolving]:
+        """As :meth:`resolve`, in steps, so that somebody may watch and stop; the last has the explicit recipe.
+
+        The ranges that the recipe takes images for are all there afterwards, also those of other objectives.
+        """
+        yield from self.subject.resolver.steps(self._chosen(recipe))
 
     def layers(self, recipe: Recipe | None = None) -> pd.DataFrame:
         """The layers under a recipe, one row each, in the order of execution.
 
         Columns: name, op, shape, parameters, macs, weight, input, weight_bits, input_bits, weight_sqnr_db,
         size_bytes, quantizable, reason, weight_bits_per_value (scales and zero points counted).
-        No image is needed, so the SQNR of inputs is not among them.
+        The SQNR of inputs is not among them, for it takes images; that of weights takes none but for the objectives
+        ``output`` and ``cross_entropy``.
         """
         recipe = self.recipe if recipe is None else self._checked(recipe)
-        weights_only = Plan(self.graph, {name: recipe.config(name) for name in self.layer_names}, {}, {})
+        explicit = self.resolve(recipe)
+        configs = {name: explicit.config(name) for name in self.layer_names}
+        weights = self.subject.calibration.weights(explicit)
+        weights_only = Plan(self.graph, configs, {}, {}, weights)
         reports = layer_reports(self.engine, weights_only, cost(self.graph, recipe))
         table = pd.DataFrame([vars(report) for report in reports]).drop(columns="input_sqnr_db")
         table["shape"] = ["x".join(map(str, report.shape)) for report in reports]
@@ -450,7 +475,16 @@ class Session:
             )
         if method == "weight" and tensor == "input":
             raise SchemeError("The method 'weight' looks at weights only; use the method output for inputs.")
-        yield from chosen.steps(self._sweep(formats, measure, tensor, images, layers, chosen.formats))
+        sweep = self._sweep(formats, measure, tensor, images, layers, chosen.formats)
+        if not chosen.formats and self.subject.resolver.coordinates(self.recipe):
+            # What is compared differs by one layer, so its ranges are those of the whole recipe.
+            whole = replace(sweep, rows=[replace(row, recipe=self.recipe) for row in sweep.rows])
+            yield from whole.resolve_steps(method)
+            explicit = self.resolve()
+            rows = rows_without([self.graph.by_layer[row.layer] for row in sweep.rows], tensor, explicit)
+            sweep = replace(sweep, rows=rows, recipe=explicit)
+        yield from sweep.resolve_steps(method)
+        yield from chosen.steps(sweep)
 
     def _sweep(
         self,
@@ -470,6 +504,7 @@ class Session:
             engine=self.engine,
             floats=subject.floats,
             calibration=subject.calibration,
+            resolver=subject.resolver,
             batches=subject.evaluation.batches,
             total=subject.evaluation.count(images),
             rows=rows_for(found, names, tensor, self.recipe)
@@ -537,7 +572,7 @@ class Session:
                 calibration_batches=subject.calibration_batches,
                 batches=subject.evaluation.batches,
                 total=subject.evaluation.count(images),
-                recipe=self._chosen(recipe),
+                recipe=self.resolve(recipe),
             )
         )
 
@@ -594,9 +629,16 @@ class Session:
                 f"A layer has a 'weight' and an 'input', not a {tensor!r}.{nearest(tensor, ['weight', 'input'])}"
             )
         config = self.recipe.config(layer)
-        if scheme is not None:
-            return found, as_scheme(scheme)
-        return found, config.weight if tensor == "weight" else config.input
+        chosen = getattr(config, tensor) if scheme is None else as_scheme(scheme)
+        if by_loss(chosen):
+            recipe = self.resolve(self.recipe.with_layer(layer, **{tensor: chosen}))
+            chosen = getattr(recipe.config(layer), tensor)
+        return found, chosen
+
+    def _weight_params(self, layer: Layer, scheme: TensorScheme) -> QParams:
+        """The parameters of a weight under a scheme that has a scale."""
+        given = self.subject.calibration.weight_params(layer, scheme)
+        return fit_tensor(self._weight(layer), scheme, layer.axis) if given is None else given
 
     def _weight(self, layer: Layer) -> Tensor:
         if layer.weight is None:
@@ -641,9 +683,7 @@ class Session:
         found, chosen = self._tensor(layer, tensor, scheme)
         if tensor == "weight":
             plain = self._weight(found)
-            return lens_of(
-                layer, tensor, plain, found.axis, chosen, lambda s: fit_tensor(plain, s, found.axis)
-            )
+            return lens_of(layer, tensor, plain, found.axis, chosen, lambda s: self._weight_params(found, s))
         value = self._first_activation(found, index)
         channel = found.channel % value.dim()
         calibration = self.subject.calibration
@@ -668,7 +708,7 @@ class Session:
         found, chosen = self._tensor(layer, tensor, scheme)
         if tensor == "weight":
             plain = self._weight(found)
-            fitted = fit_tensor(plain, chosen, found.axis) if chosen.scaled else None
+            fitted = self._weight_params(found, chosen) if chosen.scaled else None
             return weight_channels(layer, chosen, plain, fitted, found.axis)
         self._check_input(found, index)
         sample = self._channel_sample(found, index)
@@ -722,7 +762,7 @@ class Session:
 
     def _weight_histogram(self, layer: Layer, scheme: TensorScheme, bins: int) -> Histogram:
         plain = self._weight(layer)
-        params = fit_tensor(plain, scheme, layer.axis) if scheme.scaled else None
+        params = self._weight_params(layer, scheme) if scheme.scaled else None
         after = apply(plain, scheme, params, layer.axis)
         clipped, codes = None, None
         if isinstance(scheme.number, FloatFormat):
@@ -782,7 +822,8 @@ class Session:
         """A tensor of a layer cut into groups, under a scheme or the recipe's."""
         found, chosen = self._tensor(layer, tensor, scheme)
         if tensor == "weight":
-            return grouped_weight(layer, self._weight(found), found.axis, chosen)
+            given = self.subject.calibration.weight_params(found, chosen)
+            return grouped_weight(layer, self._weight(found), found.axis, chosen, given)
         self._check_input(found, index)
         calibration = self.subject.calibration
         return grouped_input(calibration, lambda: self._first_activation(found, index), found, chosen, index)
@@ -893,7 +934,7 @@ class Session:
         theirs = self._theirs(foreign, layer, tensor, index)
         if tensor == "weight":
             values, axis = self._weight(found), found.axis
-            params = fit_tensor(values, scheme, axis) if scheme.scaled else None
+            params = self._weight_params(found, scheme) if scheme.scaled else None
             after = apply(values, scheme, params, axis)
         else:
             values = self._first_activation(found, index)

@@ -17,7 +17,7 @@ from explorer.graph.memory import free_bytes
 from explorer.recipe import Recipe, TensorScheme
 from explorer.sources import Batch as Images
 from explorer.sources import Data, LoadedModel, Preprocess, check_shape, load_data, load_model
-from explorer.study import Examples
+from explorer.study import Examples, Resolver
 from explorer.study.metrics import ErrorSums
 
 # Batches up to this many bytes together are held; larger data are read again when they are needed.
@@ -122,6 +122,7 @@ class Subject:
     engine: Engine
     floats: Plan
     calibration: Calibration
+    resolver: Resolver
     evaluation: Stream
     calibration_stream: Stream
     classes: tuple[str, ...] | None
@@ -193,6 +194,9 @@ def make_subject(
         engine=engine,
         floats=floats,
         calibration=statistics,
+        resolver=Resolver(
+            engine, floats, statistics, lambda images: tuning_stream.batches(min(images, wanted))
+        ),
         evaluation=stream,
         calibration_stream=tuning_stream,
         classes=images.classes or loaded.classes,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from explorer.calibrate import OBJECTIVES
+from explorer.calibrate import ELEMENTS, OBJECTIVES, objective
 from explorer.errors import SchemeError
 from explorer.formats import (
     CONVENTIONS,
@@ -51,7 +51,9 @@ def names(table: Mapping[str, Any], size: int = 2) -> tuple[str, ...]:
     )
 
 
-GRAINS, GOALS = names(GRANULARITIES), names(OBJECTIVES)
+GRAINS, ALL_GOALS = names(GRANULARITIES), names(OBJECTIVES)
+# Those that choose a range from the tensor's own values; what takes a layer or a network has laws of its own.
+GOALS = tuple(name for name in ALL_GOALS if objective(name).needs == ELEMENTS)
 
 Fields = dict[str, Any]
 
@@ -203,6 +205,11 @@ def schemes() -> st.SearchStrategy[TensorScheme]:
     )
 
 
+def lone_schemes() -> st.SearchStrategy[TensorScheme]:
+    """Any scheme by which a tensor can be quantized that belongs to no layer."""
+    return schemes().filter(lambda scheme: scheme.goal.needs == ELEMENTS)
+
+
 def configs() -> st.SearchStrategy[LayerConfig]:
     return (
         st.tuples(schemes(), schemes())
@@ -234,6 +241,7 @@ WEIGHT_EDITS: tuple[Fields, ...] = (
     {"format": "int4", "granularity": "subchannel:3", "objective": "mse"},
     {"format": "int2", "granularity": "layer"},
     {"format": "uint5", "granularity": "group:2", "symmetric": False},
+    {"format": "int3", "granularity": "channel", "objective": "output"},
     {"format": "bf16"},
     {"format": "fp32"},
     {"mode": "off"},
@@ -243,6 +251,7 @@ INPUT_EDITS: tuple[Fields, ...] = (
     {"format": "uint8", "granularity": "layer", "symmetric": False, "objective": "minmax", "mode": "static"},
     {"format": "int4", "granularity": "layer", "symmetric": True, "objective": "mse", "mode": "static"},
     {"format": "int8", "granularity": "channel", "objective": "minmax", "mode": "static"},
+    {"format": "int3", "granularity": "layer", "symmetric": True, "objective": "output", "mode": "static"},
     {"format": "int8", "granularity": "layer", "objective": "minmax", "mode": "dynamic"},
     {"format": "int6", "granularity": "token", "objective": "minmax", "mode": "dynamic"},
     {"format": "fp16"},

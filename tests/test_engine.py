@@ -50,7 +50,7 @@ def calibration(build: Build) -> Calibration:
 
 
 def planned(build: Build, recipe: Recipe) -> Plan:
-    return plan(captured(build), recipe, calibration(build).params)
+    return plan(captured(build), recipe, calibration(build).params, calibration(build).weight_params)
 
 
 def batch_of(build: Build, seed: int = 3) -> Batch:

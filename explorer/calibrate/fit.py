@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from explorer.calibrate.codebook import fit_codebook
 from explorer.calibrate.rules import Objective
 from explorer.calibrate.sample import Sample
 from explorer.formats import CodebookFormat, Grid, QParams, fake_quantize_
+
+
+def params_of(minimum: Tensor, maximum: Tensor, grid: Grid, low: Tensor, high: Tensor) -> QParams:
+    """The parameters of the ranges ``low``..``high`` for groups of known extremes, all float32 ``(groups,)``.
+
+    A group whose values are all equal is reproduced exactly, where the scale rule allows its value as a scale.
+    """
+    params = grid.params(low, high)
+    constant = minimum == maximum
+    if not bool(constant.any()):
+        return params
+    alone = grid.constant(minimum)
+    if not grid.scale.free:
+        kept = fake_quantize_(minimum, alone.scale, alone.zero_point, alone)
+        constant &= kept == minimum
+    return alone.where(constant, params)
 
 
 def fit(sample: Sample, grid: Grid, objective: Objective) -> QParams:
@@ -26,12 +44,4 @@ def fit(sample: Sample, grid: Grid, objective: Objective) -> QParams:
     if isinstance(grid.format, CodebookFormat):
         return fit_codebook(sample, grid.format)
     grid = grid.settle(sample.minimum, sample.maximum)
-    params = grid.params(*objective(sample, grid))
-    constant = sample.minimum == sample.maximum
-    if not bool(constant.any()):
-        return params
-    alone = grid.constant(sample.minimum)
-    if not grid.scale.free:
-        kept = fake_quantize_(sample.minimum, alone.scale, alone.zero_point, alone)
-        constant &= kept == sample.minimum
-    return alone.where(constant, params)
+    return params_of(sample.minimum, sample.maximum, grid, *objective(sample, grid))

@@ -4,12 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from explorer.calibrate.analytic import ACIQ
-from explorer.calibrate.rules import Clip, MinMax, MovingAverage, Objective, Percentile
+from explorer.calibrate.rules import (
+    LAYER,
+    NETWORK,
+    Clip,
+    MinMax,
+    MovingAverage,
+    Objective,
+    Percentile,
+    Range,
+)
+from explorer.calibrate.sample import Sample
 from explorer.calibrate.search import KL, MSE, SQNR, Lp
 from explorer.errors import SchemeError
-from explorer.formats import Parameter, entry_named, spelled
+from explorer.formats import Grid, Parameter, entry_named, spelled
+
+
+@dataclass(frozen=True)
+class Output(Objective):
+    """What the error of one tensor does to its layer's output, on calibration images."""
+
+    needs: ClassVar[str] = LAYER
+
+    @property
+    def name(self) -> str:
+        return "output"
+
+    def __call__(self, sample: Sample, grid: Grid) -> Range:
+        raise SchemeError(_out_of_context(self))
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Objective):
+    """The loss of the whole network on calibration images."""
+
+    needs: ClassVar[str] = NETWORK
+
+    @property
+    def name(self) -> str:
+        return "cross_entropy"
+
+    def __call__(self, sample: Sample, grid: Grid) -> Range:
+        raise SchemeError(_out_of_context(self))
+
+
+def _out_of_context(objective: Objective) -> str:
+    return (
+        f"The objective {objective.name!r} looks at {objective.needs} that a tensor belongs to, and this is a "
+        "tensor by itself; use objective: mse, or a recipe on a Session."
+    )
 
 
 @dataclass(frozen=True)
@@ -39,6 +85,10 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
         "least expected squared error of the Gaussian or Laplace distribution that fits better (ACIQ)", ACIQ
     ),
     "kl": ObjectiveEntry("least Kullback-Leibler divergence (entropy)", KL),
+    "output": ObjectiveEntry("least squared error of the layer's output on calibration images", Output),
+    "cross_entropy": ObjectiveEntry(
+        "least loss of the whole network on calibration images, tensor by tensor", CrossEntropy
+    ),
 }
 
 

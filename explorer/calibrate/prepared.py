@@ -145,8 +145,8 @@ class Spread:
         """The sum of the distances from each edge ``(groups, edges)``, in bins, to the values below it."""
         edge -= self.first
         np.maximum(edge, 0, out=edge)
-        index = edge.astype(np.int64)
-        np.minimum(index, self.points, out=index)
+        # A place far behind the last would be no whole number of 64 bits.
+        index = np.minimum(edge, self.points).astype(np.int64)
         edge -= index
         index += np.arange(len(index))[:, None] * (self.points + 1)
         found = self.mass.take(index)

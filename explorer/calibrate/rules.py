@@ -17,11 +17,15 @@ from explorer.calibrate.sample import Sample
 from explorer.formats import Grid, Parameter, spelled
 
 Range = tuple[Tensor, Tensor]
+# What an objective has to know besides the tensor's own values.
+ELEMENTS, LAYER, NETWORK = "the tensor", "the layer", "the network"
 
 
 @dataclass(frozen=True)
 class Objective(ABC):
     """A rule that picks the clipping range of each group."""
+
+    needs: ClassVar[str] = ELEMENTS
 
     @property
     @abstractmethod

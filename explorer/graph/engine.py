@@ -71,6 +71,8 @@ class Batch:
 
 # For each input of a layer, the parameters of its static range, or None where there is none to be found.
 InputParams = Callable[[Layer, int, TensorScheme], QParams]
+# For a layer's weight, the parameters that are not fitted to its own values alone; None where they are.
+WeightParams = Callable[[Layer, TensorScheme], QParams | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +84,14 @@ class Plan:
         configs: the schemes of each quantizable layer by name.
         params: for each layer whose input has static ranges, the parameters of each input.
         keys: a name for how each node is computed, the images left out.
+        weights: the parameters of those weights that are not fitted to their own values alone.
     """
 
     graph: Graph
     configs: Mapping[str, LayerConfig]
     params: Mapping[str, tuple[QParams, ...]]
     keys: Mapping[str, str]
+    weights: Mapping[str, QParams] = field(default_factory=dict)
 
 
 def params_key(params: tuple[QParams, ...]) -> str:
@@ -101,21 +105,37 @@ def params_key(params: tuple[QParams, ...]) -> str:
     )
 
 
-def weight_key(graph: Graph, layer: Layer, scheme: TensorScheme) -> str:
-    """A name for the weight of ``layer`` after quantization by ``scheme``."""
+def weight_key(graph: Graph, layer: Layer, scheme: TensorScheme, params: QParams | None = None) -> str:
+    """A name for the weight of ``layer`` after quantization by ``scheme``; ``params`` as in :attr:`Plan.weights`."""
     assert layer.weight is not None
     plain = graph.digests[layer.weight]
-    return plain if scheme.off else digest("weight", environment(), plain, scheme.key, str(layer.axis))
+    if scheme.off:
+        return plain
+    given = [] if params is None else [params_key((params,))]
+    return digest("weight", environment(), plain, scheme.key, str(layer.axis), *given)
 
 
-def plan(graph: Graph, recipe: Recipe, input_params: InputParams) -> Plan:
-    """Work out a recipe: which schemes act where, with which parameters, and the key of every node."""
+def plan(
+    graph: Graph, recipe: Recipe, input_params: InputParams, weight_params: WeightParams | None = None
+) -> Plan:
+    """Work out a recipe: which schemes act where, with which parameters, and the key of every node.
+
+    Args:
+        graph: the network.
+        recipe: what is to be worked out.
+        input_params: gives the parameters of static inputs.
+        weight_params: gives those of weights; None where each is fitted to its own values.
+    """
     configs = {name: recipe.config(name) for name, layer in graph.by_layer.items() if layer.quantizable}
     params: dict[str, tuple[QParams, ...]] = {}
+    weights: dict[str, QParams] = {}
     for name, config in configs.items():
         layer, scheme = graph.by_layer[name], config.input
         if layer.inputs and scheme.scaled and scheme.mode == "static":
             params[name] = tuple(input_params(layer, index, scheme) for index in range(len(layer.inputs)))
+        given = weight_params(layer, config.weight) if weight_params and layer.weight else None
+        if given is not None:
+            weights[name] = given
     keys: dict[str, str] = {graph.input: "images", **graph.digests}
     here = environment()
     for node in graph.nodes:
@@ -124,13 +144,14 @@ def plan(graph: Graph, recipe: Recipe, input_params: InputParams) -> Plan:
         if layer_here is not None:
             config = configs[layer_here.name]
             if layer_here.weight and not config.weight.off:
-                parts += ["weight", weight_key(graph, layer_here, config.weight)]
+                given = weights.get(layer_here.name)
+                parts += ["weight", weight_key(graph, layer_here, config.weight, given)]
             if layer_here.inputs and not config.input.off:
                 parts += ["input", config.input.key]
                 if layer_here.name in params:
                     parts.append(params_key(params[layer_here.name]))
         keys[node.name] = digest(*parts)
-    return Plan(graph, configs, params, keys)
+    return Plan(graph, configs, params, keys, weights)
 
 
 @dataclass
@@ -178,17 +199,19 @@ class Engine:
         """What the value of a node takes for one image, bytes."""
         return 4 * math.prod(self.graph.by_name[name].shape) // self.graph.example_batch
 
-    def weight(self, layer: Layer, scheme: TensorScheme) -> Tensor:
-        """The weight of a layer after quantization, kept in the store."""
+    def weight(self, layer: Layer, scheme: TensorScheme, given: QParams | None = None) -> Tensor:
+        """The weight of a layer after quantization, kept in the store; ``given`` as in :attr:`Plan.weights`."""
         assert layer.weight is not None
         plain = self.graph.constants[layer.weight]
         if scheme.off:
             return plain
-        key = weight_key(self.graph, layer, scheme)
+        key = weight_key(self.graph, layer, scheme, given)
         found = self.store.get(key)
         if found is None:
             begun = time.perf_counter()
-            params = fit_tensor(plain, scheme, layer.axis) if scheme.scaled else None
+            params = given
+            if params is None and scheme.scaled:
+                params = fit_tensor(plain, scheme, layer.axis)
             found = apply(plain.float(), scheme, params, layer.axis).to(plain.dtype)
             self.store.put(key, found, time.perf_counter() - begun)
         return found
@@ -278,7 +301,8 @@ class Engine:
         inputs = {i: constants[i] if i in constants else values[i] for i in node.inputs}
         layer = graph.layer_at.get(node.name)
         if layer is not None and layer.weight is not None:
-            inputs[layer.weight] = self.weight(layer, plan.configs[layer.name].weight)
+            scheme, given = plan.configs[layer.name].weight, plan.weights.get(layer.name)
+            inputs[layer.weight] = self.weight(layer, scheme, given)
         begun = time.perf_counter()
         if layer is not None and not plan.configs[layer.name].input.off:
             scheme = plan.configs[layer.name].input

@@ -14,6 +14,7 @@ from explorer.study.lens import Lens, lens_of
 from explorer.study.measures import MEASURES
 from explorer.study.metrics import ErrorSums, mean_interval, paired, skewed_interval, wilson
 from explorer.study.numberline import NumberLine, number_line
+from explorer.study.ranges import Resolver, Resolving, by_loss
 from explorer.study.rivals import Rival, rivals
 from explorer.study.rules import RULES
 from explorer.study.sensitivity import METHODS, Additivity, additivity
@@ -48,11 +49,14 @@ __all__ = [
     "NumberLine",
     "Ours",
     "Patient",
+    "Resolver",
+    "Resolving",
     "Rival",
     "Source",
     "Sweep",
     "additivity",
     "against_of",
+    "by_loss",
     "compare_steps",
     "curve_steps",
     "diagnosis_steps",

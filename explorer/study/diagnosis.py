@@ -189,7 +189,7 @@ class Patient:
     def plan(self, recipe: Recipe) -> Plan:
         """A recipe worked out, its static ranges fitted."""
         self.calibration.prepare(recipe)
-        return plan(self.engine.graph, recipe, self.calibration.params)
+        return plan(self.engine.graph, recipe, self.calibration.params, self.calibration.weight_params)
 
     def local(self, layer: Layer, config: LayerConfig) -> Plan:
         """What acts at one layer alone; it has no keys, so it is good for that one node only."""
@@ -198,7 +198,10 @@ class Patient:
             params[layer.name] = tuple(
                 self.calibration.params(layer, index, config.input) for index in range(len(layer.inputs))
             )
-        return Plan(self.engine.graph, {layer.name: config}, params, {})
+        given = self.calibration.weight_params(layer, config.weight) if layer.weight is not None else None
+        return Plan(
+            self.engine.graph, {layer.name: config}, params, {}, {} if given is None else {layer.name: given}
+        )
 
     def values(self, layers: Sequence[Layer], batch: Batch) -> dict[str, Any]:
         """What ``layers`` read and give in the float network."""
@@ -305,7 +308,8 @@ def _look(patient: Patient) -> tuple[dict[str, _Seen], int]:
 def _weight_facts(patient: Patient, layer: Layer, scheme: TensorScheme, seen: _Seen) -> Facts:
     assert layer.weight is not None
     plain = patient.engine.graph.constants[layer.weight].float()
-    params = fit_tensor(plain, scheme, layer.axis)
+    given = patient.calibration.weight_params(layer, scheme)
+    params = fit_tensor(plain, scheme, layer.axis) if given is None else given
     values, weights = scheme.grain.matrix(plain, layer.axis)
     shape = shape_of(values, weights, params, *torch.aminmax(values, dim=1))
     reach = Channel().matrix(plain.abs(), layer.axis)[0].amax(1).double().numpy()

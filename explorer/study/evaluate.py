@@ -231,6 +231,19 @@ def check_scores(result: Tensor) -> None:
         )
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Refuse labels (images,) beyond the classes.
+
+    Raises:
+        DataError: with the largest label and the number of classes.
+    """
+    if len(labels) and int(labels.max()) >= classes:
+        raise DataError(
+            f"The labels reach {int(labels.max())} but the network tells {classes} classes apart "
+            f"(0 to {classes - 1})."
+        )
+
+
 class Reference:
     """What a batch is scored against, worked out once for any number of results.
 
@@ -244,11 +257,8 @@ class Reference:
     """
 
     def __init__(self, result: Tensor, labels: Tensor | None) -> None:
-        if labels is not None and len(labels) and int(labels.max()) >= result.shape[1]:
-            raise DataError(
-                f"The labels reach {int(labels.max())} but the network tells {result.shape[1]} classes apart "
-                f"(0 to {result.shape[1] - 1})."
-            )
+        if labels is not None:
+            check_labels(labels, result.shape[1])
         self._result = result.double()
         self._log_p = F.log_softmax(self._result, 1)
         self._p = self._log_p.exp()
@@ -342,11 +352,11 @@ def output_sqnr(scores: Scores) -> float:
 def weight_sums(engine: Engine, plan: Plan, layer: Layer) -> ErrorSums:
     """What quantization does to the weight of ``layer``; kept in the store."""
     assert layer.weight is not None
-    scheme = plan.configs[layer.name].weight
-    key = f"weight-sums:{weight_key(engine.graph, layer, scheme)}"
+    scheme, given = plan.configs[layer.name].weight, plan.weights.get(layer.name)
+    key = f"weight-sums:{weight_key(engine.graph, layer, scheme, given)}"
     sums = engine.store.get(key)
     if sums is None:
-        quantized = engine.weight(layer, scheme)
+        quantized = engine.weight(layer, scheme, given)
         begun = time.perf_counter()
         sums = ErrorSums.of(engine.graph.constants[layer.weight], quantized)
         engine.store.put(key, sums, time.perf_counter() - begun)

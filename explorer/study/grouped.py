@@ -136,12 +136,18 @@ def in_own_units(values: Tensor, params: QParams) -> Tensor:
     return unit if params.levels is not None else unit + zero_point
 
 
-def grouped_weight(layer: str, plain: Tensor, axis: int, scheme: TensorScheme) -> Grouped:
-    """The weight of a layer, whose output channels lie along ``axis``, under a scheme."""
+def grouped_weight(
+    layer: str, plain: Tensor, axis: int, scheme: TensorScheme, params: QParams | None = None
+) -> Grouped:
+    """The weight of a layer, whose output channels lie along ``axis``, under a scheme.
+
+    ``params`` are those that it is quantized by; None fits them to its own values.
+    """
     if not scheme.scaled:
         return Grouped(layer, "weight", scheme, Sample.of(plain, granularity("layer"), 0), None)
     sample = Sample.of(plain, scheme.grain, axis)
-    return Grouped(layer, "weight", scheme, sample, fit(sample, scheme.grid, scheme.goal))
+    params = fit(sample, scheme.grid, scheme.goal) if params is None else params
+    return Grouped(layer, "weight", scheme, sample, params)
 
 
 def grouped_input(

@@ -19,6 +19,7 @@ from explorer.graph import Batch, Calibration, Engine, Layer, Plan, plan
 from explorer.recipe import Recipe, TensorScheme
 from explorer.study.evaluate import Examples
 from explorer.study.measures import MEASURES, Estimate, Measure
+from explorer.study.ranges import Resolver
 
 TENSOR_CHOICES: dict[str, str] = {
     "weight": "the layer's weight",
@@ -103,7 +104,8 @@ class Sweep:
     Args:
         engine: of the graph.
         floats: the float network worked out.
-        calibration: sets the static ranges of inputs.
+        calibration: sets the static ranges of inputs, and those of weights that take images.
+        resolver: sets the ranges that take the whole network.
         batches: the first so many evaluation images, batch by batch, in the fixed order.
         total: how many images the whole question is about.
         rows: what is asked.
@@ -115,6 +117,7 @@ class Sweep:
     engine: Engine
     floats: Plan
     calibration: Calibration
+    resolver: Resolver
     batches: Callable[[int], Iterator[Examples]]
     total: int
     rows: Sequence[Row]
@@ -133,13 +136,14 @@ class Sweep:
 
     def plan(self, recipe: Recipe) -> Plan:
         """A recipe worked out, its static ranges fitted."""
+        recipe = self.resolver.resolve(recipe)
         self.calibration.prepare(recipe)
-        return plan(self.engine.graph, recipe, self.calibration.params)
+        return plan(self.engine.graph, recipe, self.calibration.params, self.calibration.weight_params)
 
     def prepare(self) -> None:
         """Gather what the rows' static ranges are made of, in as few passes as possible."""
         for row in self.rows:
-            self.calibration.prepare(row.recipe)
+            self.calibration.prepare(self.resolver.resolve(row.recipe))
 
     def starts(self, plan: Plan, batch: Batch, keep: bool = True) -> Tensor:
         """The network's result; all that rows may start from is computed on the way, into the store only.
@@ -157,13 +161,24 @@ class Sweep:
     def local_plan(self, row: Row) -> Plan:
         """What acts at the row's own layer; it has no keys, so it is good for that one node only."""
         layer = self.engine.graph.by_layer[row.layer]
-        config = row.recipe.config(row.layer)
+        config = self.resolver.resolve(row.recipe).config(row.layer)
         params = {}
         if layer.inputs and config.input.scaled and config.input.mode == "static":
             params[row.layer] = tuple(
                 self.calibration.params(layer, index, config.input) for index in range(len(layer.inputs))
             )
-        return Plan(self.engine.graph, {row.layer: config}, params, {})
+        given = self.calibration.weight_params(layer, config.weight) if layer.weight is not None else None
+        weights = {} if given is None else {row.layer: given}
+        return Plan(self.engine.graph, {row.layer: config}, params, {}, weights)
+
+    def resolve_steps(self, method: str) -> Iterator[pd.DataFrame]:
+        """Find the ranges that take the whole network, all rows'; the empty table now and then."""
+        board, pace = Board(self, method), Pace()
+        for row in self.rows:
+            if self.resolver.coordinates(row.recipe):
+                for _ in self.resolver.steps(row.recipe):
+                    if pace.due():
+                        yield pace.clocked(board.table)
 
     def checked(self, examples: Examples) -> Examples:
         """The examples, if the measure can be taken on them.

@@ -419,7 +419,7 @@ def test_unknown_format_names_the_nearest() -> None:
         format_named("int88")
 
 
-@given(tensor=strategies.tensors(), scheme=strategies.schemes())
+@given(tensor=strategies.tensors(), scheme=strategies.lone_schemes())
 @settings(max_examples=80)
 def test_any_tensor_under_any_scheme(tensor: Tensor, scheme: TensorScheme) -> None:
     result = quantize(tensor, scheme)
