@@ -166,6 +166,12 @@ def real(label: str, value: float, **more: Any) -> pmui.FloatInput:
     return pmui.FloatInput(label=label, value=value, size="small", **more)
 
 
+def slider(label: str, start: float, end: float, step: float, value: float, **more: Any) -> pmui.FloatSlider:
+    """A number to be moved, by the mouse or by the arrow keys."""
+    _fill(more)
+    return pmui.FloatSlider(label=label, start=start, end=end, step=step, value=value, size="small", **more)
+
+
 def button(label: str, icon: str = "", **more: Any) -> pmui.Button:
     """A button with words."""
     more.setdefault("variant", "outlined")

@@ -71,6 +71,10 @@ class Publisher:
             # The document was destroyed between the check and the call: nobody is looking any more.
             self.closed = True
 
+    def after(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call ``function()`` on the page after a while; from the page."""
+        self.loop.call_later(seconds, lambda: self.later(function))
+
     def hold(self) -> AbstractContextManager[None]:
         """Send what changes inside as one message; a notebook does so by itself, and would lose it here."""
         return pn.io.hold() if self.document is not None else nullcontext()

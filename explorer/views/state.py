@@ -45,6 +45,7 @@ class PageState(param.Parameterized):
     def __init__(self, session: Session, **values: Any) -> None:
         super().__init__(**values)
         self.session = session
+        self._facts: tuple[tuple[Any, ...], Mapping[str, Any]] = ((None,) * 4, {})
         self.revision, self.layers_recipe = session.revision, session.recipe
         self.layers = session.layers(self.layers_recipe)
         quantizable = self.layers[self.layers["quantizable"]]
@@ -68,9 +69,12 @@ class PageState(param.Parameterized):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The row of the chosen layer."""
-        found = self._present(self.layers[self.layers["name"] == self.layer])
-        return found[0] if found else {}
+        """The row of the chosen layer; it is asked for by many and made once for each state of things."""
+        of = self.layer, self.session.recipe, self.layers_recipe, self.layers
+        if any(one is not other for one, other in zip(of, self._facts[0], strict=True)):
+            found = self._present(self.layers[self.layers["name"] == self.layer])
+            self._facts = of, found[0] if found else {}
+        return self._facts[1]
 
     def _present(self, table: pd.DataFrame) -> list[dict[str, Any]]:
         recipe, before, sizes = self.session.recipe, self.layers_recipe, self.cost().layers
@@ -106,9 +110,13 @@ class PageState(param.Parameterized):
         names: Iterable[str],
         weight: Mapping[str, Any] | TensorScheme | None = None,
         input: Mapping[str, Any] | TensorScheme | None = None,
+        join: Any = "",
     ) -> str:
-        """Change layers; the sentence of a refusal, or nothing.  A refused change changes nothing."""
-        return self.attempt(lambda: self.session.edit(list(names), weight=weight, input=input))
+        """Change layers; the sentence of a refusal, or nothing.  A refused change changes nothing.
+
+        Edits that follow each other with the same text as ``join`` are one step of history.
+        """
+        return self.attempt(lambda: self.session.edit(list(names), weight=weight, input=input, join=join))
 
     def adopt(self, recipe: Recipe) -> str:
         """Take another recipe; the sentence of a refusal, or nothing."""

@@ -9,6 +9,7 @@ from explorer.views import kit, theme
 from explorer.views.conventions import ConventionsView
 from explorer.views.distribution import Distribution
 from explorer.views.numberline import NumberLineView
+from explorer.views.objective import ObjectiveView
 from explorer.views.runs import Publisher
 from explorer.views.state import PageState
 from explorer.views.tabs import Tabs
@@ -18,6 +19,7 @@ from explorer.views.tensorview import TensorView
 TENSOR_VIEWS: dict[str, type[TensorView]] = {
     "Histogram": Distribution,
     "Number line": NumberLineView,
+    "Objective": ObjectiveView,
     "Conventions": ConventionsView,
 }
 CSS = (
@@ -99,4 +101,4 @@ class TensorCard:
     def close(self) -> None:
         """Stop all work."""
         for view in self.views.values():
-            view.runner.close()
+            view.close()

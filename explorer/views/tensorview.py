@@ -84,6 +84,10 @@ class TensorView(ABC):
         self.caption.object = self.caption.object.replace('class="caption', 'class="caption waiting')
         self.runner.start(self.steps(), self.draw, lambda: None, self.failed)
 
+    def close(self) -> None:
+        """Stop all work."""
+        self.runner.close()
+
     def say(self, markup: str) -> None:
         """Words below the figure, HTML of our own making."""
         self.caption.object = f'<div class="caption" aria-live="polite">{markup}</div>'

@@ -352,3 +352,52 @@ def test_conventions_and_another_tools_parameters(open_page: Callable[[], Any], 
     page.locator("input[type=file][accept*=onnx]").set_input_files(str(bad))
     expect(page.get_by_text("bad.json is no JSON")).to_be_visible()
     expect(page.get_by_role("cell", name="theirs")).to_be_visible()
+
+
+FRAME = """() => {
+    const found = []
+    const walk = view => {
+        if (view.frame && view.frame.bbox) {
+            const box = view.el.getBoundingClientRect(), inner = view.frame.bbox
+            const at = view.frame.x_scale
+            found.push({y: box.top + (inner.top + inner.bottom) / 2, full: box.left + at.compute(1),
+                        half: box.left + at.compute(0.5), label: view.model.left[0].axis_label})
+        }
+        for (const child of view.child_views || []) walk(child)
+    }
+    for (const view of Bokeh.index.roots || Object.values(Bokeh.index)) walk(view)
+    return found.find(frame => frame.label === "relative cost")
+}"""
+
+
+def test_a_range_is_dragged_and_everything_follows(open_page: Callable[[], Any]) -> None:
+    page = open_page()
+    cell(page, 1, "name").click()
+    pick(page, 1, "w_format", "int4")
+    page.get_by_role("button", name="Objective").click()
+    expect(caption(page)).to_contain_text("int4 channel sym minmax")
+    expect(page.locator(".key")).to_contain_text(re.compile(r"mse 0\.\d+"))
+    expect(page.get_by_text("Drag the dashed edge")).to_be_visible()
+    frame = page.evaluate(FRAME)
+    page.mouse.move(frame["full"], frame["y"])
+    page.mouse.down()
+    for step in range(1, 11):
+        page.mouse.move(frame["full"] + (frame["half"] - frame["full"]) * step / 10, frame["y"])
+        if step == 5:
+            # While the button is still down.
+            expect(page.locator(".moved")).to_contain_text(re.compile(r"clipped .*% · SQNR .* dB"))
+            expect(cell(page, 1, "w_goal")).to_have_text(re.compile(r"clip:0\.\d+"))
+    page.mouse.up()
+    expect(cell(page, 1, "w_goal")).to_have_text(re.compile(r"clip:0\.(49|50)\d*|clip:0\.5"))
+    expect(caption(page)).to_contain_text("sym clip:0.")
+    expect(page.locator(".moved")).to_contain_text("layer's output")
+    page.get_by_text("Evaluated on 600 images").wait_for()
+    expect(card(page, "Difference")).not_to_contain_text("stale")
+    # One movement is one step.
+    page.get_by_role("button", name="Undo").click()
+    expect(cell(page, 1, "w_goal")).to_have_text("minmax")
+    # The same by the keyboard.
+    slider = page.get_by_role("slider")
+    expect(slider).to_have_value("1")
+    slider.press("ArrowLeft")
+    expect(cell(page, 1, "w_goal")).to_have_text("clip:0.995")

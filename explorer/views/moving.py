@@ -1,0 +1,148 @@
+"""A clipping range that is being moved: its numbers at once, the recipe and all that hangs on it as they keep up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from explorer.calibrate import Clip
+from explorer.study import Effect
+from explorer.views.runs import Publisher, Runner
+from explorer.views.state import PageState
+from explorer.views.text import decibels, percent, sentence
+
+# The least and the largest share of the full range that can be taken hold of.
+LEAST, MOST = 0.02, 1.0
+# Seconds: between two edits, until an edit no longer waits for the estimate of the one before, and until what
+# follows is another movement.
+BETWEEN, PATIENCE, PAUSE = 0.15, 1.0, 1.0
+# Calibration images of the layer's output.
+IMAGES = 32
+
+
+class Moving:
+    """Follows a range that a hand moves.
+
+    SQNR and clipped share of the tensor are measured for one position after the other, always the latest.  The
+    recipe takes up a position when the one before has its first estimate of accuracy, or after a second; all
+    positions of one movement are one step of history.
+
+    Args:
+        state: of the page.
+        publisher: where results go.
+        say: shows the numbers in words.
+    """
+
+    def __init__(self, state: PageState, publisher: Publisher, say: Callable[[str], None]) -> None:
+        self.state, self.publisher, self.say = state, publisher, say
+        self.near, self.far = Runner("moving", publisher), Runner("output", publisher)
+        self._wish: Clip | None = None
+        self._measured: Clip | None = None
+        self._busy = self._scheduled = False
+        self._moved = self._edited = 0.0
+        self._between = BETWEEN
+        self._movement = self._revision = 0
+        self._effect = self._output = ""
+
+    @property
+    def active(self) -> bool:
+        """Whether a hand is at it, or has been a moment ago."""
+        return time.monotonic() - self._moved < PAUSE
+
+    def to(self, low: float, high: float | None = None) -> None:
+        """Move to these shares of the full range, one for both ends or one for each."""
+        if not self.active or self._revision != self.state.session.revision:
+            self._movement += 1
+            self._output = ""
+            self._revision = self.state.session.revision
+        self._moved = time.monotonic()
+        shares = [round(min(max(share, LEAST), MOST), 3) for share in (low, low if high is None else high)]
+        self._wish = Clip(*shares)
+        if not self._busy:
+            self._measure()
+        self._edit()
+
+    def _measure(self) -> None:
+        wish, state = self._wish, self.state
+        assert wish is not None
+        layer, tensor = state.layer, state.tensor
+        scheme = replace(getattr(state.config, tensor), objective=wish.name)
+        self._busy, self._measured = True, wish
+
+        def steps() -> Iterator[Effect]:
+            yield state.session.effect(layer, tensor, scheme)
+
+        def show(found: Effect) -> None:
+            share = " and ".join(f"{share:g}" for share in dict.fromkeys(wish.shares))
+            self._effect = (
+                f"kept <b>{share}</b> of the range · clipped <b>{percent(found.clipped_fraction, 3)}</b> · "
+                f"SQNR <b>{decibels(found.sqnr_db)}</b>"
+            )
+            self._show()
+
+        self.near.start(steps, show, self._next, self._failed)
+
+    def _next(self) -> None:
+        self._busy = False
+        if self._wish is not None and self._wish != self._measured:
+            self._measure()
+
+    def _failed(self, error: Exception) -> None:
+        self._busy = False
+        self.say(sentence(error))
+
+    def _show(self) -> None:
+        self.say(self._effect + (f" · layer's output <b>{self._output}</b>" if self._output else ""))
+
+    def _edit(self) -> None:
+        """Take the wish into the recipe, now or when the page has kept up."""
+        wish, state, now = self._wish, self.state, time.monotonic()
+        if self._scheduled or wish is None:
+            return
+        behind = state.evaluation_revision != state.session.revision and now - self._edited < PATIENCE
+        if behind or now - self._edited < self._between:
+            self._scheduled = True
+            self.publisher.after(BETWEEN, self._again)
+            return
+        if getattr(state.config, state.tensor).objective == wish.name:
+            return
+        changed = {state.tensor: {"objective": wish.name}}
+        if not state.edit([state.layer], **changed, join=f"movement {id(self)} {self._movement}"):
+            self._measure_output()
+        self._revision = state.session.revision
+        self._edited = time.monotonic()
+        # What follows an edit on the page may take at most a quarter of its time: the hand comes first.
+        self._between = max(BETWEEN, 3 * (self._edited - now))
+
+    def _again(self) -> None:
+        self._scheduled = False
+        # Somebody has changed the recipe meanwhile, or taken the movement back: that is the last word.
+        if self._revision == self.state.session.revision:
+            self._edit()
+
+    def _measure_output(self) -> None:
+        session, layer, recipe = self.state.session, self.state.layer, self.state.session.recipe
+
+        def steps() -> Iterator[float]:
+            yield session.output_sqnr(layer, IMAGES, recipe)
+
+        def show(found: float) -> None:
+            self._output = f"{decibels(found)}</b> ({IMAGES} images)<b>"
+            self._show()
+
+        # The other numbers stand without it.
+        self.far.start(steps, show, lambda: None, lambda error: None)
+
+    def forget(self) -> None:
+        """Stop: another tensor is looked at."""
+        self._wish = None
+        self._busy = False
+        self._moved = 0.0
+        self.near.cancel()
+        self.far.cancel()
+
+    def close(self) -> None:
+        """Stop for good."""
+        self.near.close()
+        self.far.close()
