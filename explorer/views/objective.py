@@ -11,8 +11,9 @@ import numpy as np
 from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d
 from bokeh.models.annotations import BoxAnnotation
 
+from explorer.calibrate import OBJECTIVES
 from explorer.study import Curves
-from explorer.views import kit, theme
+from explorer.views import choices, kit, theme
 from explorer.views.figures import plain
 from explorer.views.moving import LEAST, MOST, Moving
 from explorer.views.runs import Publisher
@@ -20,10 +21,10 @@ from explorer.views.state import PageState
 from explorer.views.tensorview import TensorView
 from explorer.views.text import number
 
-# Okabe and Ito's; one for each objective in the order of the table.
+# Okabe and Ito's; one for each line of the table of objectives, the same for those that have one curve.
 COLOURS = (
-    theme.NEUTRAL, "#56B4E9", theme.SENSITIVE, theme.AFTER, theme.AFTER, theme.BEFORE, theme.CHOSEN, theme.RANGE,
-    "#F0E442",
+    theme.NEUTRAL, "#56B4E9", theme.SENSITIVE, "#F0E442", theme.AFTER, theme.AFTER, theme.BEFORE, theme.CHOSEN,
+    theme.RANGE,
 )  # fmt: skip
 # Costs this many times the full range's are cut off.
 HIGHEST = 8.0
@@ -215,15 +216,21 @@ class ObjectiveView(TensorView):
 
     def draw(self, found: tuple[tuple[object, ...], Curves]) -> None:
         self._known = found
-        curves = found[1]
-        names = [curve.objective for curve in curves.curves]
-        colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+        places = {curve.objective: _place(curve.objective) for curve in found[1].curves}
+        colours = {name: COLOURS[place % len(COLOURS)] for name, place in places.items()}
+        inorder = sorted(found[1].curves, key=lambda curve: places[curve.objective])
+        curves = replace(found[1], curves=tuple(inorder))
         self.plot.update(curves, colours)
         present = curves.present
         if present is not None and not self.moving.active:
             self._put(present.share, edge=True)
         self.key.object = _key(curves, colours)
         self.say(_caption(curves))
+
+
+def _place(objective: str) -> int:
+    """The line of the table that an objective belongs to."""
+    return list(OBJECTIVES).index(choices.objective_family(objective))
 
 
 def _key(curves: Curves, colours: dict[str, str]) -> str:
