@@ -17,7 +17,7 @@ from explorer.study import weight_channels
 from explorer.subject import Subject, make_subject
 from explorer.tensor import as_scheme, fit_tensor
 from tests.small import images, tiny
-from tests.strategies import tensors
+from tests.strategies import SCHEMES, fixed_tensors, label, tensors
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,20 @@ def test_each_channel_is_what_it_is_by_itself(weight, scheme, axis):
             assert found.sqnr_db[at] == math.inf
         distinct = len(np.unique(code)) if scheme.scaled else len(np.unique(y))
         assert found.codes[at] == distinct and found.bits[at] == pytest.approx(math.log2(distinct))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=label)
+def test_every_scheme_has_channels(scheme):
+    if scheme.granularity == "token":
+        return
+    found = channels_of(fixed_tensors()["convolution"], scheme)
+    assert len(found) == 5 and (found.codes >= 1).all() and not np.isnan(found.sqnr_db).any()
+    if scheme.scaled:
+        assert (
+            (found.clip_low <= 0).all()
+            and (found.clip_high >= 0).all()
+            and (found.codes <= found.available).all()
+        )
 
 
 def test_the_range_of_a_channel_is_that_of_its_group():

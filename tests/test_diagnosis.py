@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import explorer as qx
 from explorer.cli import main
-from explorer.recipe import Recipe, TensorScheme
+from explorer.recipe import PRESETS, Recipe, TensorScheme
 from explorer.study import RULES, Diagnosis
 from explorer.study.rules import Facts, groups_of, shape_of
+from explorer.subject import Subject, make_subject
 from explorer.tensor import fit_tensor
 from tests.small import images, tiny
 
@@ -201,6 +202,11 @@ def test_an_effect_is_that_of_two_evaluations(wide, found):
             assert finding.sqnr_after == pytest.approx(layers[finding.layers[0]].weight_sqnr_db)
 
 
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return make_subject(tiny(), data=images(), store_bytes=1 << 24)
+
+
 def test_a_healthy_recipe_has_nothing_to_mend():
     session = qx.Session(tiny(), data=images(), recipe="w8a8", store_bytes=1 << 24)
     session.recipe = session.recipe.with_default(weight={"granularity": "channel"})
@@ -226,6 +232,17 @@ def test_what_does_not_fit_is_not_proposed():
     session = qx.Session(tiny(), data=images(), recipe="fp32", store_bytes=1 << 24)
     found = session.diagnose(images=30)
     assert found.complete and not found.findings and not found.tensors
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_can_be_diagnosed(subject, preset):
+    """Whatever the formats and granularities are: what is proposed fits the recipe and is measured."""
+    session = qx.Session(subject=subject, recipe=preset)
+    found = session.diagnose(images=20)
+    assert found.complete
+    for finding in found.findings:
+        assert finding.apply(session.recipe) != session.recipe
+        assert finding.verdict != "not tried" and finding.images == 20
 
 
 def test_the_command_line_tells_it(tmp_path, capsys):

@@ -7,6 +7,7 @@ meet in a sum, break under one scale for all (Nagel et al., 2019, section 3.1, h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +39,8 @@ class Channels:
         quantiles: those of ``QUANTILES``, ``(channels, 5)``.
         clip_low: lowest real value that the channel can represent; NaN where it has no fixed range.
         clip_high: the highest.  Of a channel with several scales both are those of its widest block.
-        scale: a step; of several the largest; NaN where there is none.
+        scale: of several the largest; NaN where there is none.
+        least: the smallest magnitude above zero that it can represent: a step, of integers; NaN where unknown.
         codes: how many codes some value of the channel takes.
         available: how many codes the channel's scale has; NaN where there is no scale.
         sqnr_db: of the channel; infinite where nothing differs.
@@ -56,6 +58,7 @@ class Channels:
     clip_low: np.ndarray
     clip_high: np.ndarray
     scale: np.ndarray
+    least: np.ndarray
     codes: np.ndarray
     available: np.ndarray
     sqnr_db: np.ndarray
@@ -83,12 +86,13 @@ class Channels:
 
     @property
     def starved(self) -> int:
-        """How many channels reach less than a step and a half: all their values become -1, 0 or 1 step.
+        """How many channels have only the values -1, 0 and 1 step: they reach less than a step and a half.
 
-        Channels of zeros are not counted: they need no code.
+        Channels of zeros are not counted, nor those of formats that have no more than these.
         """
-        reach = self.reach
-        return int(((reach > 0) & (reach < 1.5 * np.nan_to_num(self.scale, nan=0.0))).sum())
+        with np.errstate(invalid="ignore"):
+            few = (self.reach > 0) & (self.reach < 1.5 * self.least) & (self.available > 4)
+        return int(few.sum())
 
     def table(self) -> pd.DataFrame:
         """One row for each channel: channel, minimum, q1 ... q99, maximum, clip_low, clip_high, scale, codes, bits,
@@ -121,6 +125,22 @@ def spread_of(reach: np.ndarray) -> float:
     return float(some.max() / some.min()) if len(some) > 1 else 1.0
 
 
+def least_of(params: QParams) -> Tensor:
+    """The smallest magnitude above zero that each group can represent, float32 ``(groups,)``.
+
+    >>> from explorer.formats import FORMATS, Grid
+    >>> least_of(Grid(FORMATS["int4"]).params(torch.tensor([-3.5]), torch.tensor([1.0]))).tolist()
+    [0.5]
+    """
+    if params.book is not None:
+        levels = params.book.levels.abs()
+        return levels.masked_fill(levels == 0, torch.inf).amin(1)
+    if params.levels is not None:
+        values = params.levels.values
+        return params.scale * float(values[values > 0].min())
+    return params.scale
+
+
 def _distinct(values: Tensor, weights: Tensor | None) -> np.ndarray:
     """How many different numbers each row holds among those that count, float64 ``(rows,)``."""
     if weights is not None:
@@ -141,18 +161,35 @@ def _decibels(signal: Tensor, noise: Tensor) -> np.ndarray:
 class _Rows:
     """A tensor's channels as rows, before and after, ``(channels, points)``, with what each is quantized by.
 
-    ``scale`` and ``zero_point``, as :meth:`QParams.spread` gives them, ``low`` and ``high`` broadcast against the
-    rows; None without a fixed range.
+    The numbers of groups broadcast against the rows; None without a fixed range.  ``spread`` is what
+    :meth:`QParams.spread` gives.
     """
 
     before: Tensor
     after: Tensor
     weights: Tensor | None
     params: QParams | None
+    spread: tuple[Tensor, Tensor] | None = None
     scale: Tensor | None = None
-    zero_point: Tensor | None = None
+    least: Tensor | None = None
     low: Tensor | None = None
     high: Tensor | None = None
+
+    @classmethod
+    def under(
+        cls,
+        before: Tensor,
+        after: Tensor,
+        weights: Tensor | None,
+        params: QParams,
+        expand: Callable[[Tensor], Tensor],
+    ) -> _Rows:
+        """Rows under fixed ranges; ``expand`` takes one number a group to what broadcasts against the rows."""
+        low, high = (expand(end) for end in params.clip)
+        return cls(
+            before, after, weights, params, params.spread(expand), expand(params.scale), expand(least_of(params)),
+            low, high,
+        )  # fmt: skip
 
 
 def _summary(
@@ -164,27 +201,28 @@ def _summary(
     signal = (each * x.double().square()).sum(1)
     noise = (each * (x.double() - rows.after.double()).square()).sum(1)
     nothing = np.full(count, np.nan)
-    low = high = scale = available = nothing
+    low = high = scale = least = available = nothing
     clipped = np.zeros(count)
     codes = _distinct(rows.after, weights)
     if params is not None:
-        assert rows.scale is not None and rows.zero_point is not None
-        assert rows.low is not None and rows.high is not None
+        assert rows.spread is not None and rows.low is not None and rows.high is not None
+        assert rows.scale is not None and rows.least is not None
         if params.book is None:
             scale = rows.scale.expand(x.shape).amax(1).double().numpy()
+        least = rows.least.expand(x.shape).amax(1).double().numpy()
         low = rows.low.expand(x.shape).amin(1).double().numpy()
         high = rows.high.expand(x.shape).amax(1).double().numpy()
         # Half a unit in the last place of float32 is not clipping.
         slack = 1e-6 * torch.maximum(-rows.low, rows.high)
         outside = (x < rows.low - slack) | (x > rows.high + slack)
         clipped = ((each * outside).sum(1).double() / total).numpy()
-        codes = _distinct(encode(x, rows.scale, rows.zero_point, params), weights)
+        codes = _distinct(encode(x, *rows.spread, params), weights)
         available = np.full(count, float(params.qmax - params.qmin + 1))
     shares = [quantile(x, weights, share).double().numpy() for share in QUANTILES]
     return Channels(
         layer, tensor, scheme.describe(),
         ends.minimum.double().numpy(), ends.maximum.double().numpy(), np.stack(shares, 1),
-        low, high, scale, codes, available, _decibels(signal, noise), clipped, shared, exact,
+        low, high, scale, least, codes, available, _decibels(signal, noise), clipped, shared, exact,
     )  # fmt: skip
 
 
@@ -218,12 +256,9 @@ def weight_channels(
 
     after = rows(apply(weight, scheme, params, axis))
     before = rows(weight)
-    found = _Rows(before, after, None, params)
+    found = _Rows(before, after, None, None)
     if params is not None:
-        found = _Rows(
-            before, after, None, params,
-            *params.spread(spread), *(spread(end) for end in params.clip),
-        )  # fmt: skip
+        found = _Rows.under(before, after, None, params, spread)
     count = len(before)
     return _summary(
         layer, "weight", scheme, found, _shared(scheme, count), True, Sample.of(weight, cut, axis)
@@ -247,10 +282,8 @@ def input_channels(layer: str, scheme: TensorScheme, sample: Sample, params: QPa
     def spread(each: Tensor) -> Tensor:
         return scheme.grain.expand(each, (sample.groups, 1), 0).expand(sample.groups, 1)
 
-    scale, zero_point = params.spread(spread)
-    low, high = (spread(end) for end in params.clip)
-    after = fake_quantize_(x, scale, zero_point, params)
-    rows = _Rows(x, after, sample.weights, params, scale, zero_point, low, high)
+    after = fake_quantize_(x, *params.spread(spread), params)
+    rows = _Rows.under(x, after, sample.weights, params, spread)
     return _summary(layer, "input", scheme, rows, _shared(scheme, sample.groups), False, sample)
 
 

@@ -27,6 +27,7 @@ from explorer.formats import Channel
 from explorer.graph import Batch, Calibration, Engine, Layer, Plan, plan
 from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import LayerConfig, Recipe, TensorScheme
+from explorer.study.channels import least_of
 from explorer.study.evaluate import Examples, Reference, ScoreList, finite, weight_sums
 from explorer.study.measures import MEASURES
 from explorer.study.metrics import ErrorSums, Interval
@@ -314,7 +315,7 @@ def _weight_facts(patient: Patient, layer: Layer, scheme: TensorScheme, seen: _S
     shape = shape_of(values, weights, params, *torch.aminmax(values, dim=1))
     reach = Channel().matrix(plain.abs(), layer.axis)[0].amax(1).double().numpy()
     step = Channel().matrix(
-        scheme.grain.expand(params.scale, plain.shape, layer.axis).expand(plain.shape), layer.axis
+        scheme.grain.expand(least_of(params), plain.shape, layer.axis).expand(plain.shape), layer.axis
     )
     shift, constant = seen.weight_alone.shift
     return Facts(
@@ -347,7 +348,7 @@ def _input_facts(
     params = patient.calibration.params(layer, index, scheme)
     shape = shape_of(sample.values, sample.weights, params, sample.minimum, sample.maximum)
     group = groups_of(scheme, len(channels))
-    step = params.scale.double().numpy()[group]
+    step = least_of(params).double().numpy()[group]
     image_reach = reach.amax(1).double().numpy()
     return Facts(layer.name, "input", scheme, channels, group, step, **vars(shape), image_reach=image_reach)
 

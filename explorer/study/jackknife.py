@@ -29,7 +29,7 @@ from torch import Tensor
 
 from explorer.calibrate import GrowingHistogram, MinMax, MovingAverage, Sample, fit
 from explorer.errors import DataError, SchemeError
-from explorer.formats import QParams, check_finite
+from explorer.formats import CodebookFormat, QParams, check_finite
 from explorer.graph import Batch, Engine, Layer, Plan
 from explorer.recipe import TensorScheme
 from explorer.study.evaluate import Examples, finite
@@ -425,7 +425,8 @@ def jackknife_steps(source: Source, images: int, size: int) -> Iterator[Jackknif
         )
     if images < 2:
         raise DataError("Leaving images out takes at least two calibration images, and there is one.")
-    if isinstance(scheme.goal, FROM_EXTREMES):
+    # Levels that are fitted look at all values, whatever the objective.
+    if isinstance(scheme.goal, FROM_EXTREMES) and not isinstance(scheme.number, CodebookFormat):
         yield from _from_extremes(source, images, size)
     else:
         yield from _from_blocks(source, images)

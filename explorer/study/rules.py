@@ -12,7 +12,7 @@ https://arxiv.org/abs/1806.08342 (asymmetric ranges, one scale a channel).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from explorer.calibrate import quantile
-from explorer.formats import IntegerFormat, QParams, encode
+from explorer.formats import IntegerFormat, LevelFormat, QParams, encode
 from explorer.recipe import TensorScheme
+from explorer.study.grouped import params_of
 
 Fields = dict[str, Any]
 # The share of values of which the widest are an outlying tail.
@@ -42,7 +43,7 @@ class Facts:
         scheme: its scheme.
         reach: how far each channel lies from zero, real units, float64 ``(channels,)``.
         group: which scale each channel has, whole numbers ``(channels,)``.
-        step: of each channel's scale, ``(channels,)``; NaN where it comes with each example.
+        step: the smallest magnitude above zero in each channel, ``(channels,)``; NaN where it comes with each example.
         tail: the range kept as a multiple of the magnitude that ``BULK`` of the values stay below.
         kurtosis: the fourth moment over the square of the second, of each group's values by their own size: 3 for
             a normal distribution.
@@ -84,7 +85,8 @@ class Facts:
     def starved(self) -> int:
         """How many channels, zeros left out, have no more than the values -1, 0 and 1 step."""
         with np.errstate(invalid="ignore"):
-            return int(((self.reach > 0) & (self.reach < 1.5 * self.step)).sum())
+            few = (self.reach > 0) & (self.reach < 1.5 * self.step)
+        return int(few.sum()) if self.scheme.bits > 2 else 0
 
     @property
     def unsteady(self) -> float:
@@ -133,14 +135,14 @@ def shape_of(
     """
     step = -(-values.numel() // MOST_LOOKED)
     if step > 1 and len(values) > values.shape[1]:
-        params = replace(params, scale=params.scale[::step], zero_point=params.zero_point[::step])
+        params = params_of(params, slice(None, None, step))
         minimum, maximum = minimum[::step], maximum[::step]
         values, weights = values[::step], None if weights is None else weights[::step]
     elif step > 1:
         values, weights = values[:, ::step], None if weights is None else weights[:, ::step]
     each = torch.ones_like(values) if weights is None else weights
     low, high = (end[:, None] for end in params.clip)
-    scale, zero_point = params.scale[:, None], params.zero_point[:, None]
+    gap = (high - low) / max(params.qmax - params.qmin, 1)
     # Groups by their own size, so that wide ones do not look like outliers of narrow ones.
     reach = torch.maximum(-low, high).clamp(min=torch.finfo(torch.float32).tiny)
     unit = (values / reach).reshape(1, -1)
@@ -154,8 +156,8 @@ def shape_of(
         minimum.clamp(max=0), params.clip[0]
     )
     width = (params.clip[1] - params.clip[0])[inside > 0] / inside[inside > 0]
-    beyond = (values < low - scale / 2) | (values > high + scale / 2)
-    codes = encode(values, scale, zero_point, params)[each > 0]
+    beyond = (values < low - gap / 2) | (values > high + gap / 2)
+    codes = encode(values, *params.spread(lambda number: number[:, None]), params)[each > 0]
     available = params.qmax - params.qmin + 1
     enough = float(total) >= VALUES_A_CODE * available
     return Shape(
@@ -178,13 +180,15 @@ def _by_channel(f: Facts) -> Iterator[Fields]:
 
 
 def _tighter(f: Facts) -> Iterator[Fields]:
-    if _full(f.scheme):
+    # Levels that are fitted have no range to narrow.
+    if _full(f.scheme) and isinstance(f.scheme.number, IntegerFormat | LevelFormat):
         yield {"objective": "mse"}
         yield {"objective": "percentile:99.9"}
 
 
 def _wider(f: Facts) -> Iterator[Fields]:
-    if f.scheme.mode == "static" and not _full(f.scheme):
+    ranged = isinstance(f.scheme.number, IntegerFormat | LevelFormat)
+    if f.scheme.mode == "static" and not _full(f.scheme) and ranged:
         yield {"objective": "minmax"}
 
 
@@ -234,6 +238,13 @@ class Rule:
             yield from remedy(f)
 
 
+def _few_bits_left(scheme: TensorScheme) -> float:
+    """From which ratio of ranges on the narrowest channel keeps 2 bits of an integer, or 100."""
+    return (
+        min(100.0, max(4.0, 2.0 ** (scheme.bits - 2))) if isinstance(scheme.number, IntegerFormat) else 100.0
+    )
+
+
 def _always(limit: float) -> Callable[[TensorScheme], float]:
     return lambda scheme: limit
 
@@ -244,7 +255,7 @@ RULES: dict[str, Rule] = {
         "channels that share a scale differ so much in range that the narrowest keep 2 bits, or differ 100-fold",
         BOTH,
         lambda f: f.apart,
-        lambda scheme: min(100.0, 2.0 ** (scheme.bits - 2)),
+        _few_bits_left,
         lambda f: (
             f"channels that share a scale reach {f.apart:,.0f} times as far as one another; "
             f"{f.starved:,} of {len(f.reach):,} have only the values -1, 0 and 1 step"

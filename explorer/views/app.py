@@ -18,9 +18,11 @@ from explorer.errors import ExplorerError, JobError
 from explorer.recipe import Recipe
 from explorer.session import Session
 from explorer.study import Additivity, Evaluation
+from explorer.study.diagnosis import IMAGES as CHANGED
 from explorer.study.evaluate import NARROW
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
 from explorer.views import kit, theme
+from explorer.views.diagnosisview import DiagnosisView
 from explorer.views.estimates import Estimates
 from explorer.views.flips import FlipGallery
 from explorer.views.inspector import Inspector
@@ -37,6 +39,7 @@ from explorer.views.toolbar import Toolbar
 log = logging.getLogger(__name__)
 TITLE = "Quantization Explorer"
 MAP, TIERS, BARS, FLIPS = "Sensitivity", "Estimates", "SQNR by layer", "Flips"
+CAUSES = "Diagnosis"
 # When an evaluation ends: the width of the interval of the difference to float, as a share.
 STOPS = {
     "all images": None,
@@ -70,12 +73,14 @@ class Page:
         self.map = SensitivityMap(self.state, self.publisher, self.estimates, min(images or IMAGES, IMAGES))
         self.flips = FlipGallery(self.state, self.publisher)
         self.bars = LayerBars(self.state, self.publisher)
+        self.causes = DiagnosisView(self.state, self.publisher, min(images or CHANGED, CHANGED))
         # What stands below the chosen tensor, in the order in which it is offered.
         self.below: dict[str, Part] = {
             MAP: self.map,
             TIERS: self.estimates,
             BARS: self.bars,
             FLIPS: self.flips,
+            CAUSES: self.causes,
         }
         self.inspector = Inspector(self.state)
         self.started = time.monotonic()
@@ -271,7 +276,7 @@ class Page:
         self._unsubscribe()
         for runner in (
             self.evaluator, self.filler, self.reader, self.adder,
-            self.map.runner, self.flips.runner,
+            self.map.runner, self.flips.runner, self.causes.runner,
         ):  # fmt: skip
             runner.close()
         self.tensor.close()

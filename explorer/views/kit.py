@@ -65,7 +65,12 @@ class Live(pn.custom.JSComponent):
     _esm = """
     export function render({ model, el }) {
       const box = document.createElement("div")
-      const show = () => { box.innerHTML = model.object }
+      const show = () => {
+        // New markup is a new button: who stood on the old one stays.
+        const held = box.getRootNode().activeElement?.dataset?.press
+        box.innerHTML = model.object
+        if (held) [...box.querySelectorAll("[data-press]")].find(one => one.dataset.press === held)?.focus()
+      }
       show()
       model.on("object", show)
       box.addEventListener("click", event => {

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from html import escape
 
 from explorer.views import kit, theme
+from explorer.views.calibrationview import CalibrationView
+from explorer.views.channelview import ChannelView
 from explorer.views.conventions import ConventionsView
 from explorer.views.distribution import Distribution
 from explorer.views.numberline import NumberLineView
@@ -21,6 +23,8 @@ TENSOR_VIEWS: dict[str, type[TensorView]] = {
     "Number line": NumberLineView,
     "Objective": ObjectiveView,
     "Conventions": ConventionsView,
+    "Channels": ChannelView,
+    "Calibration": CalibrationView,
 }
 CSS = (
     theme.TOKENS
