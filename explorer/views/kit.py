@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -95,6 +96,15 @@ def live(css: str, press: Callable[[str], None], **options: Any) -> Live:
 
     made.param.watch(pressed, "pressed")
     return made
+
+
+def after(seconds: float, do: Callable[[], None]) -> bool:
+    """Call ``do`` on the page's own turn after some time; False where there is no page to have one."""
+    document = pn.state.curdoc
+    if document is None:
+        return False
+    document.add_timeout_callback(do, math.ceil(1000 * seconds))
+    return True
 
 
 def _fill(options: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,8 @@ TIPS = {
     "size": "what the layer takes to store, 1 kB = 1,000 bytes",
     "op": "kind of layer",
 }
+# So long a menu may be open after a click that chose nothing; then what the background found is shown all the same.
+MENU_SECONDS = 8.0
 MARKED, UNMARKED, NONE = "\N{BALLOT BOX WITH CHECK}", "\N{BALLOT BOX}", "–"  # noqa: RUF001
 
 
@@ -85,7 +88,7 @@ class LayerTable:
 
     def __init__(self, state: PageState) -> None:
         self.state = state
-        self._clicking = False
+        self._clicking, self._menu_until = False, 0.0
         self.names = [str(name) for name in state.layers["name"]]
         self.reasons = dict(zip(state.layers["name"], state.layers["reason"], strict=True))
         self.table: Any = kit.table(
@@ -115,7 +118,8 @@ class LayerTable:
             css=theme.CARD + ":host { overflow: visible; }",
             css_classes=["place-table"],
         )
-        state.param.watch(lambda *_: self.refresh(), ["revision", "layers", "marks"])
+        state.param.watch(lambda *_: self.refresh(), ["revision", "marks"])
+        state.param.watch(lambda *_: self._news(), "layers")
         state.param.watch(lambda *_: self.select(), "layer")
         self._count()
 
@@ -166,6 +170,7 @@ class LayerTable:
 
     def _clicked(self, event: Any) -> None:
         name = self.names[event.row]
+        self._menu_until = time.monotonic() + MENU_SECONDS if event.column in FIELDS else 0.0
         if event.column == "mark":
             self.state.toggle(name)
         # To select the row from here would close the menu that the click has opened in its cell; the
@@ -177,6 +182,7 @@ class LayerTable:
             self._clicking = False
 
     def _edited(self, event: Any) -> None:
+        self._menu_until = 0.0
         name = self.names[event.row]
         tensor, field = FIELDS[event.column]
         value = {"yes": True, "no": False}[event.value] if event.column == "w_sym" else event.value
@@ -196,6 +202,12 @@ class LayerTable:
 
     def _count(self) -> None:
         self.count.object = f"{len(self.state.marks)} marked"
+
+    def _news(self) -> None:
+        """Show what the background has found: later if a menu may be open, which any change of the table closes."""
+        left = self._menu_until - time.monotonic()
+        if left <= 0 or not kit.after(left, self._news):
+            self.refresh()
 
     def refresh(self, force: int | None = None) -> None:
         """Patch the cells that differ from the recipe; ``force`` names a row that is written anyhow."""

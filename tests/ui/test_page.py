@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,12 @@ from playwright.sync_api import Locator, expect
 
 from explorer.errors import JobError
 from explorer.recipe import Recipe
+from explorer.session import Session
+from explorer.views import kit
 from explorer.views.app import STOPS
 from explorer.views.maps import HATCH
+from explorer.views.state import PageState
+from explorer.views.table import LayerTable
 
 from .conftest import LONG, free_port
 
@@ -172,6 +177,36 @@ def test_recipes_are_loaded_and_bad_ones_refused(open_page: Callable[[], Any], t
     assert Recipe.from_yaml(Path(download.value.path()).read_text()) == recipe
 
 
+def test_what_the_background_finds_closes_no_menu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of the table draws all of it anew; it waits until the menu has been used, or might be closed."""
+    waiting: list[Callable[[], None]] = []
+    monkeypatch.setattr(kit, "after", lambda seconds, do: waiting.append(do) or True)
+    state = PageState(Session("fashion-lenet5"))
+    table = LayerTable(state)
+
+    def found(value: float) -> None:
+        layers = state.layers.assign(weight_sqnr_db=value)
+        state.param.update(layers_recipe=state.session.recipe, layers=layers)
+
+    def shown() -> float:
+        return float(table.table.value["sqnr"][0])
+
+    found(11.0)
+    assert shown() == 11 and not waiting
+    table._clicked(SimpleNamespace(row=0, column="w_format"))
+    found(12.0)
+    assert shown() == 11 and len(waiting) == 1
+    table._edited(SimpleNamespace(row=0, column="w_grain", value="layer"))
+    found(13.0)
+    assert shown() == 13 and len(waiting) == 1
+    table._clicked(SimpleNamespace(row=1, column="w_format"))
+    found(14.0)
+    assert shown() == 13
+    table._clicked(SimpleNamespace(row=1, column="name"))
+    waiting[-1]()
+    assert shown() == 14
+
+
 def test_sessions_do_not_see_each_others_recipe(open_page: Callable[[], Any]) -> None:
     one, other = open_page(), open_page()
     pick(one, 0, "w_format", "int4")
@@ -220,7 +255,6 @@ def test_estimates_come_by_themselves_and_give_way_to_exact_values(open_page: Ca
     pick(page, 1, "w_format", "int5")
     expect(cell(page, 1, "w_format")).to_have_text("int5")
     expect(words(page)).not_to_contain_text("before the edit")
-    # The row's SQNR comes from the background and would close a menu that is open in the same row.
     expect(cell(page, 1, "sqnr")).to_contain_text(re.compile(r"\d"))
     page.get_by_text("Evaluated on 600 images").wait_for()
     pick(page, 1, "w_grain", "layer")
