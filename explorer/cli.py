@@ -155,6 +155,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="an ONNX model with quantizers, AIMET encodings, or a state_dict of PyTorch",
     )
+    explicit = commands.add_parser(
+        "resolve", parents=[common, answer], help="the ranges that objective: cross_entropy stands for"
+    )
+    explicit.add_argument("--yaml", metavar="OUT", help="write the explicit recipe to this file")
     serve = commands.add_parser("serve", parents=[common], help="open the page")
     serve.add_argument("--port", type=int, default=5006, help="default: %(default)s")
     serve.add_argument("--address", default="127.0.0.1", help="default: %(default)s")
@@ -207,13 +211,17 @@ def _write(result: dict[str, Any], target: str | None) -> bool:
     if target == "-":
         sys.stdout.write(text)
         return False
+    _save(text, target)
+    return True
+
+
+def _save(text: str, target: str) -> None:
     try:
         atomic_write(Path(target), text)
     except OSError as error:
         raise ExplorerError(
             f"The result cannot be written to {target!r}: {error.strerror or error}."
         ) from None
-    return True
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -398,6 +406,15 @@ def _foreign(session: Session, options: argparse.Namespace) -> None:
         print(f"  left: {name}: {reason}")
 
 
+def _resolve(session: Session, options: argparse.Namespace) -> None:
+    recipe = session.resolve()
+    free = _write(recipe.to_dict(), options.json)
+    if options.yaml is not None:
+        _save(recipe.to_yaml(), options.yaml)
+    elif free:
+        print(recipe.to_yaml(), end="")
+
+
 def _serve(options: argparse.Namespace) -> None:
     from explorer.views.app import serve
 
@@ -410,6 +427,7 @@ QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], None]] = {
     "compare": _compare,
     "sensitivity": _sensitivity,
     "additivity": _additivity,
+    "resolve": _resolve,
     "diagnose": _diagnose,
     "foreign": _foreign,
 }

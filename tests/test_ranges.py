@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import explorer as qx
+from explorer.cli import main
 from explorer.errors import DataError
 from explorer.recipe import Recipe
 from explorer.study import Resolving
@@ -222,3 +223,34 @@ def test_usual_share_is_that_of_least_error(shared) -> None:
         share = shared.subject.resolver._usual_share(recipe, ("fc", tensor))
         assert 0 < share <= 1 and not math.isnan(share)
         assert torch.isfinite(torch.tensor(share))
+
+
+def test_a_page_opens_before_the_search() -> None:
+    """What is there at once knows nothing of tensors that the search is about; a job can be stopped in it."""
+    pytest.importorskip("panel")
+    from explorer.views.runs import settled
+    from explorer.views.state import PageState
+
+    own = session()
+    state = PageState(own)
+    assert not own.subject.resolver._found and state.layers_recipe != own.recipe
+    assert all(math.isnan(row["weight_sqnr_db"]) for row in state.rows())
+    steps = settled(own, own.recipe, state.read_layers)()
+    assert isinstance(next(steps), Resolving)
+    *_, (recipe, table) = steps
+    assert recipe == own.recipe and table.equals(own.layers())
+
+
+def test_the_command_line_writes_the_explicit_recipe(tmp_path) -> None:
+    x, y = images(40, seed=3)
+    np.savez(tmp_path / "data.npz", images=x.numpy(), labels=y.numpy())
+    (tmp_path / "net.py").write_text("from tests.small import tiny\n")
+    (tmp_path / "low.yaml").write_text(WEIGHTS.to_yaml())
+    out = tmp_path / "out.yaml"
+    arguments = ["resolve", "--model", f"{tmp_path / 'net.py'}:tiny", "--data", str(tmp_path / "data.npz")]
+    assert main([*arguments, "--recipe", str(tmp_path / "low.yaml"), "--yaml", str(out)]) == 0
+    written = Recipe.from_yaml(out.read_text())
+    assert {written.config(name).weight.objective.split(":")[0] for name in ("stem", "mid", "fc")} <= {
+        "clip",
+        "mse",
+    }

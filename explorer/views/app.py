@@ -26,7 +26,7 @@ from explorer.views.diagnosisview import DiagnosisView
 from explorer.views.estimates import Estimates
 from explorer.views.flips import FlipGallery
 from explorer.views.inspector import Inspector
-from explorer.views.runs import Publisher, Runner
+from explorer.views.runs import Publisher, Runner, settled
 from explorer.views.score import ScoreStrip
 from explorer.views.sensitivity import IMAGES, LayerBars, SensitivityMap
 from explorer.views.state import PageState
@@ -168,6 +168,8 @@ class Page:
 
     def _begin(self) -> None:
         self.table.select()
+        if self.state.layers_recipe != self.session.recipe:
+            self._read()
         self.evaluate()
 
     # -- what happens -----------------------------------------------------------------------------
@@ -192,7 +194,8 @@ class Page:
         def show(found: tuple[Recipe, pd.DataFrame]) -> None:
             self.state.param.update(layers_recipe=found[0], layers=found[1])
 
-        self.reader.start(self.state.read_layers, show, lambda: None, self._not_read)
+        steps = settled(self.session, self.session.recipe, self.state.read_layers)
+        self.reader.start(steps, show, lambda: None, self._not_read)
 
     def _not_read(self, error: Exception) -> None:
         self.state.problem = f"The layers could not be read: {sentence(error)}"
@@ -205,7 +208,7 @@ class Page:
         self._say("Evaluating …", 0, running=True)
         self.adder.cancel()
         self.evaluator.start(
-            lambda: session.evaluate_steps(recipe, self.images, interval),
+            settled(session, recipe, lambda: session.evaluate_steps(recipe, self.images, interval)),
             lambda found: self._show(found, revision),
             self._done,
             self._failed,

@@ -14,6 +14,9 @@ from tornado.ioloop import IOLoop
 from tornado.websocket import WebSocketClosedError
 
 from explorer.jobs import Job, Progress, Worker
+from explorer.recipe import Recipe
+from explorer.session import Session
+from explorer.study import Resolving
 
 # Seconds between two results that are shown.
 INTERVAL = 0.1
@@ -88,6 +91,23 @@ class Publisher:
             pn.io.push_notebook(*self.panes)
 
 
+def settled(
+    session: Session, recipe: Recipe, steps: Callable[[], Iterator[Any]]
+) -> Callable[[], Iterator[Any]]:
+    """Steps that begin with the search for ranges that take the whole network, so that they can be stopped in it."""
+
+    def both() -> Iterator[Any]:
+        if session.subject.resolver.coordinates(recipe):
+            yield from session.resolve_steps(recipe)
+        yield from steps()
+
+    return both
+
+
+def _count(result: Any, measure: Callable[[Any], tuple[int, int]]) -> tuple[int, int]:
+    return (result.done, result.total) if isinstance(result, Resolving) else measure(result)
+
+
 class Runner:
     """One kind of background work: the latest request wins, the latest result is shown.
 
@@ -137,6 +157,8 @@ class Runner:
 
         def on_result(result: Any) -> None:
             nonlocal last
+            if isinstance(result, Resolving):
+                return
             with gate:
                 latest[:] = [result]
             if time.monotonic() - last >= INTERVAL:
@@ -152,7 +174,7 @@ class Runner:
             on_result,
             lambda: current(finish),
             lambda error: current(lambda: failed(error)),
-            measure,
+            None if measure is None else lambda result: _count(result, measure),
         )
 
     def cancel(self) -> None:

@@ -14,6 +14,7 @@ from explorer.errors import ExplorerError
 from explorer.recipe import LayerConfig, Recipe, TensorScheme
 from explorer.session import Session
 from explorer.study import Additivity, Evaluation, ForeignParameters
+from explorer.study.ranges import with_objectives
 
 
 class PageState(param.Parameterized):
@@ -46,7 +47,9 @@ class PageState(param.Parameterized):
         super().__init__(**values)
         self.session = session
         self._facts: tuple[tuple[Any, ...], Mapping[str, Any]] = ((None,) * 4, {})
-        self.revision, self.layers_recipe = session.revision, session.recipe
+        # What takes a search through the whole network comes later, from the background.
+        later = dict.fromkeys(session.subject.resolver.coordinates(session.recipe), "minmax")
+        self.revision, self.layers_recipe = session.revision, with_objectives(session.recipe, later)
         self.layers = session.layers(self.layers_recipe)
         quantizable = self.layers[self.layers["quantizable"]]
         if len(quantizable):

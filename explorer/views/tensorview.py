@@ -8,8 +8,9 @@ from html import escape
 from typing import Any, ClassVar
 
 from explorer.errors import ExplorerError
+from explorer.study import by_loss
 from explorer.views import kit, theme
-from explorer.views.runs import Publisher, Runner
+from explorer.views.runs import Publisher, Runner, settled
 from explorer.views.state import PageState
 from explorer.views.text import sentence
 
@@ -67,7 +68,7 @@ class TensorView(ABC):
         self.visible = visible
         if not visible:
             self.runner.cancel()
-        elif at_once:
+        elif at_once and not by_loss(self.scheme):
             try:
                 self.draw(next(self.steps()()))
             except ExplorerError as error:
@@ -82,7 +83,10 @@ class TensorView(ABC):
     def refresh(self) -> None:
         """Ask again."""
         self.caption.object = self.caption.object.replace('class="caption', 'class="caption waiting')
-        self.runner.start(self.steps(), self.draw, lambda: None, self.failed)
+        steps = self.steps()
+        if by_loss(self.scheme):
+            steps = settled(self.state.session, self.state.session.recipe, steps)
+        self.runner.start(steps, self.draw, lambda: None, self.failed)
 
     def close(self) -> None:
         """Stop all work."""
