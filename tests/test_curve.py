@@ -97,17 +97,21 @@ def test_every_objective_has_its_place(session):
     found = session.curves("mid")
     assert [curve.objective for curve in found.curves] == usual_objectives("clip:0.8")
     assert found.present.share == pytest.approx(0.8)
-    families = {name.partition(":")[0] for name in OBJECTIVES}
+    families = {name.partition(":")[0] for name in OBJECTIVES} - {"output", "cross_entropy"}
     assert {curve.objective.partition(":")[0] for curve in found.curves} == families
     assert {curve.objective for curve in found.curves if curve.cost is None} == {
         name for name in usual_objectives("clip:0.8") if not isinstance(objective(name), Search)
     }
+    # An objective that looks at the layer has a place where the recipe has it.
+    session.edit(["mid"], weight={"objective": "output"})
+    own = session.curves("mid").present
+    assert own.objective == "output" and own.cost is None and 0 < own.span[0] <= own.share <= own.span[1]
     static = session.curves("mid", "input")
     assert static.present.objective == "mse"
     session.edit(["mid"], input={"mode": "dynamic", "objective": "minmax"})
     with pytest.raises(SchemeError, match="takes its ranges from each example"):
         session.curves("mid", "input")
-    session.edit(["mid"], weight={"format": "fp16"})
+    session.edit(["mid"], weight={"format": "fp16", "objective": "minmax"})
     with pytest.raises(SchemeError, match="has no range"):
         session.curves("mid")
 

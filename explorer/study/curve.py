@@ -11,6 +11,7 @@ from torch import Tensor
 
 from explorer.calibrate import OBJECTIVES, Clip, Sample, objective
 from explorer.calibrate.prepared import Plain
+from explorer.calibrate.rules import ELEMENTS
 from explorer.calibrate.search import PowerSum, Search
 from explorer.errors import SchemeError
 from explorer.formats import Grid, extent, spelled
@@ -71,7 +72,9 @@ class Curves:
 
 
 def usual_objectives(present: str = "minmax") -> list[str]:
-    """Every objective with its usual number, and the present one; typed shares only where they are present.
+    """Every objective with its usual number, and the present one.
+
+    Typed shares, and objectives that look at more than the tensor, are there only where they are present.
 
     >>> usual_objectives()[:3]
     ['minmax', 'moving_average', 'percentile:99.9']
@@ -81,6 +84,7 @@ def usual_objectives(present: str = "minmax") -> list[str]:
         for name, entry in OBJECTIVES.items()
         if entry.build is not Clip
     ]
+    names = [name for name in names if objective(name).needs == ELEMENTS]
     return names if present in names else [present, *names]
 
 
@@ -137,7 +141,10 @@ def curve_steps(found: Grouped, shares: np.ndarray = SHARES) -> Iterator[Curves]
     curves: list[Curve] = []
     for name in names:
         goal = objective(name)
-        low, high = (end.float() for end in goal(sample, grid))
+        # What an objective finds that looks at the layer or the network has been found already.
+        assert found.params is not None
+        low, high = found.params.clip if goal.needs != ELEMENTS else goal(sample, grid)
+        low, high = low.float(), high.float()
         kept = _kept(grid, low, high, full)
         cost, chosen = None, None
         if isinstance(goal, Search):
