@@ -127,6 +127,8 @@ def test_orders_are_shuffled_for_extremes_only(session):
 def test_what_no_image_sets_is_refused(session):
     with pytest.raises(SchemeError, match="mode: static"):
         session.jackknife("mid", 0, {"format": "int8", "granularity": "layer", "mode": "dynamic"})
+    with pytest.raises(SchemeError, match="not at the values alone"):
+        session.jackknife("mid", 0, {"format": "uint8", "granularity": "layer", "objective": "output"})
     with pytest.raises(SchemeError, match="no range"):
         session.jackknife("mid", 0, "fp16")
     with pytest.raises(DataError, match="at least two"):

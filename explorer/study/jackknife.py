@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from explorer.calibrate import GrowingHistogram, MinMax, MovingAverage, Sample, fit
+from explorer.calibrate import ELEMENTS, GrowingHistogram, MinMax, MovingAverage, Sample, fit
 from explorer.errors import DataError, SchemeError
 from explorer.formats import CodebookFormat, QParams, check_finite
 from explorer.graph import Batch, Engine, Layer, Plan
@@ -422,6 +422,11 @@ def jackknife_steps(source: Source, images: int, size: int) -> Iterator[Jackknif
         raise SchemeError(
             "Dynamic ranges are taken from each example as it comes, so no calibration image has a part in them; "
             "use mode: static."
+        )
+    if scheme.goal.needs != ELEMENTS:
+        raise SchemeError(
+            f"The objective {scheme.objective!r} looks at {scheme.goal.needs} and not at the values alone, so leaving "
+            "images out of the values does not say how its range would move; ask with objective: mse."
         )
     if images < 2:
         raise DataError("Leaving images out takes at least two calibration images, and there is one.")

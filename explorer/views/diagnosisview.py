@@ -73,9 +73,10 @@ def _effect(finding: Finding, agreement: bool) -> str:
         sign = "+" if finding.kl_delta > 0 else ""
         what = "agreement" if agreement else "top-1"
         text += (
+            f'<span class="small"> · {finding.images:,} images</span>'
             f"<br>KL {sign}{number(float(f'{finding.kl_delta:.3g}'))} nats"
-            f'<div class="small">{number(float(f"{low:.2g}"))} … {number(float(f"{high:.2g}"))}; '
-            f"{what} {points(finding.top1_delta)}<br>{finding.images:,} images, {finding.size_delta:+,} bytes</div>"
+            f'<div class="small">{number(float(f"{low:.2g}"))} … {number(float(f"{high:.2g}"))}<br>'
+            f"{what} {points(finding.top1_delta)} points, {finding.size_delta:+,} B</div>"
         )
     return text + "</div>"
 

@@ -62,7 +62,7 @@ def test_a_change_is_proposed_measured_made_and_taken_back(open_page: Callable[[
     expect(finding.first).to_contain_text("mean shift in 4 of 4 layers")
     expect(page.get_by_role("button", name="Diagnose", exact=True)).to_be_visible()
     expect(finding.first).to_contain_text("helps")
-    expect(finding.first).to_contain_text(re.compile("KL .* nats.* images"))
+    expect(finding.first).to_contain_text(re.compile("images.*KL .* nats.* points"))
     # With the keys alone.
     finding.first.get_by_role("button", name="Apply").focus()
     page.keyboard.press("Enter")
