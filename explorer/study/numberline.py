@@ -130,7 +130,7 @@ def number_line(found: Grouped, group: int | None = None, bins: int = 256) -> Nu
     def binned(amount: np.ndarray) -> np.ndarray:
         return np.bincount(cell, amount, minlength=bins)
 
-    clipping = binned(error * beyond)
+    clipping = binned(np.where(beyond, error, 0.0))
     return NumberLine(
         found.layer,
         found.tensor,
@@ -144,7 +144,7 @@ def number_line(found: Grouped, group: int | None = None, bins: int = 256) -> Nu
         np.bincount(place, error, minlength=len(levels)),
         np.linspace(low, high, bins + 1),
         binned(weight),
-        binned(error * ~beyond),
+        binned(np.where(beyond, 0.0, error)),
         clipping,
         float(weight.sum()),
         float((weight * beyond).sum()),
