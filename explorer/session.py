@@ -140,6 +140,7 @@ class Session:
         self._at = 0
         self._revision = 0
         self._joined = ""
+        self._fitted: dict[tuple[str, str], QParams] = {}
         self._listeners: list[Callable[[], None]] = []
         self._histograms: dict[tuple[str, str, str, int], Histogram] = {}
         self._latest_sample: tuple[tuple[str, int], Sample] | None = None
@@ -823,7 +824,15 @@ class Session:
         found, chosen = self._tensor(layer, tensor, scheme)
         if tensor == "weight":
             given = self.subject.calibration.weight_params(found, chosen)
-            return grouped_weight(layer, self._weight(found), found.axis, chosen, given)
+            # Fitting levels may take seconds, and one group after the other is looked at.
+            key = layer, chosen.key
+            fitted = self._fitted.get(key) if given is None else given
+            made = grouped_weight(layer, self._weight(found), found.axis, chosen, fitted)
+            if given is None and made.params is not None:
+                if len(self._fitted) > 64:
+                    self._fitted.clear()
+                self._fitted[key] = made.params
+            return made
         self._check_input(found, index)
         calibration = self.subject.calibration
         return grouped_input(calibration, lambda: self._first_activation(found, index), found, chosen, index)
