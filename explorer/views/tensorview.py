@@ -82,7 +82,10 @@ class TensorView(ABC):
 
     def refresh(self) -> None:
         """Ask again."""
-        self.caption.object = self.caption.object.replace('class="caption', 'class="caption waiting')
+        if self.caption.object:
+            self.caption.object = self.caption.object.replace('class="caption', 'class="caption waiting')
+        else:
+            self.say("Working …")
         steps = self.steps()
         if by_loss(self.scheme):
             steps = settled(self.state.session, self.state.session.recipe, steps)
