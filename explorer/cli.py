@@ -335,7 +335,10 @@ def _sensitivity(session: Session, options: argparse.Namespace) -> None:
         "rows": rows,
     }
     if _write(result, options.json):
-        print(table.drop(columns=["complete"]).to_string(index=False, float_format="%.4g", na_rep="-"))
+        shown = table.drop(columns=["complete", "reason"])
+        print(shown.to_string(index=False, float_format="%.4g", na_rep="-"))
+        for row in table[table["reason"] != ""].itertuples():
+            print(f"  {row.layer} {row.format}: {row.reason}")
 
 
 def _additivity(session: Session, options: argparse.Namespace) -> None:

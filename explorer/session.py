@@ -442,10 +442,12 @@ class Session:
         layers: Iterable[str] | None = None,
     ) -> Iterator[pd.DataFrame]:
         """Sharper and sharper tables of sensitivities: columns layer, format, tensor, method, measure, value,
-        low, high, images, complete, weight_sqnr_db, output_sqnr_db.
+        low, high, images, complete, weight_sqnr_db, output_sqnr_db, reason.
 
         Granularity, symmetry and objective of each layer are those of the present recipe.  ``method`` says
         of each value which tier it is from: ``instant`` values are estimates, with the interval of their sample.
+        ``reason`` is empty but for a row under which class scores are infinite or NaN (``overflow: infinity``):
+        its value is infinite then (minus infinity for ``sqnr``, NaN for ``top1``), and the others go on.
 
         Args:
             formats: which formats to try at every layer, ``recipe`` for the layer's own; None takes int8, int4

@@ -24,7 +24,7 @@ from tests.small import images, tiny
 
 COLUMNS = [
     "layer", "format", "tensor", "method", "measure", "value", "low", "high", "images", "complete",
-    "weight_sqnr_db", "output_sqnr_db",
+    "weight_sqnr_db", "output_sqnr_db", "reason",
 ]  # fmt: skip
 WIDTH, DEPTH, CLASSES = 16, 10, 4
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from explorer.formats.levels import LEVEL_FORMATS
 
 TINY = float(torch.finfo(torch.float32).tiny)
-_LARGEST = float(torch.finfo(torch.float32).max)
+LARGEST = float(torch.finfo(torch.float32).max)
 _E4M3 = LEVEL_FORMATS["fp8_e4m3"]
 _LEAST_E4M3 = 2.0**-9
 _E8M0_BIAS = 127
@@ -67,6 +67,10 @@ class ScaleRule(ABC):
         """The scales (groups,) of ranges whose ``step`` is the width over the number of steps."""
         return step
 
+    def capped(self, scale: Tensor, most: Tensor) -> Tensor:
+        """The scales (groups,), smaller where they are more than ``most``, under which every level is a float32."""
+        return torch.minimum(scale, most)
+
     def shared(self, highest: float, widest: Tensor) -> Tensor | None:
         """What all scales of a tensor share, where they do."""
         return None
@@ -106,13 +110,16 @@ class PowerOfTwo(ScaleRule):
 
     def symmetric(self, absmax: Tensor, highest: float, floor: float, widest: Tensor) -> Tensor:
         # |x| = mantissa * 2**exponent with mantissa in [0.5, 1).
-        exponent = torch.frexp(absmax.clamp(max=_LARGEST))[1] - math.frexp(highest)[1]
+        exponent = torch.frexp(absmax.clamp(max=LARGEST))[1] - math.frexp(highest)[1]
         power = torch.exp2(exponent.clamp(-_E8M0_BIAS, _E8M0_BIAS).double()).float()
         return torch.where(absmax > 0, power, torch.ones_like(absmax)).clamp(min=floor)
 
     def asymmetric(self, step: Tensor) -> Tensor:
         # log2 in double precision: exact for every float32 power of two.
         return torch.exp2(torch.ceil(torch.log2(step.double())).clamp(max=_E8M0_BIAS)).float()
+
+    def capped(self, scale: Tensor, most: Tensor) -> Tensor:
+        return torch.minimum(scale, torch.exp2(torch.floor(torch.log2(most.double()))).float())
 
     def shares(self, count: int) -> Tensor:
         """Every power from the next one, under which nothing is clipped, down to the ``count``-th part."""
@@ -133,14 +140,20 @@ class SmallFloatScale(ScaleRule):
     """
 
     def shared(self, highest: float, widest: Tensor) -> Tensor:
-        # Not so small that the product with the smallest e4m3 number were no normal float32 number.
-        scale = (widest / (highest * _E4M3.highest)).clamp(min=TINY / _LEAST_E4M3)
+        # Not so small that the product with the smallest e4m3 number were no normal float32 number; nor so
+        # large that the last level, rounded at each product on the way, were infinite.
+        steps = highest * _E4M3.highest
+        scale = (widest / steps).clamp(TINY / _LEAST_E4M3, LARGEST * (1 - 2.0**-21) / steps)
         return torch.where(widest > 0, scale, torch.ones_like(scale))
 
     def symmetric(self, absmax: Tensor, highest: float, floor: float, widest: Tensor) -> Tensor:
         shared = self.shared(highest, widest)
         block = _E4M3.round((absmax / highest).clamp(min=floor) / shared).clamp(min=_LEAST_E4M3)
         return torch.where(absmax > 0, block, torch.ones_like(block)) * shared
+
+    def capped(self, scale: Tensor, most: Tensor) -> Tensor:
+        # What is shared is small enough.
+        return scale
 
     def shares(self, count: int) -> Tensor:
         # Each number up to twice the full range's too: the largest magnitude may do best at the last level but one.

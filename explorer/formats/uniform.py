@@ -21,12 +21,14 @@ from explorer.errors import SchemeError, unknown
 from explorer.formats.base import IntegerFormat
 from explorer.formats.codebook import Codebook, CodebookFormat
 from explorer.formats.levels import LevelFormat
-from explorer.formats.scales import SCALES, TINY, ScaleRule
+from explorer.formats.scales import LARGEST, SCALES, TINY, ScaleRule
 
 # Elements that a thread takes through all passes at a time in tensors that do not fit the cache.
 PIECE = 1 << 20
 # A run of fewer neighbours that share a scale is not worth a vector loop of its own.
 SHORT_RUN = 32
+# No level of a format is further from zero, in units of the scale.
+_MOST_STEPS = 1 << 16
 # Adding a tensor is faster than adding a Python number, of which every call makes a tensor.
 _ZERO = torch.zeros(())
 
@@ -146,7 +148,21 @@ class Grid:
             width = torch.maximum(-low, high)
             floor = (share * self._widest(width)).clamp(min=least)
             high = torch.where(width < floor, floor, high)
-        return self._symmetric(low, high) if self.symmetric else self._asymmetric(low, high)
+        params = self._symmetric(low, high) if self.symmetric else self._asymmetric(low, high)
+        return self._finite(params)
+
+    def _finite(self, params: QParams) -> QParams:
+        """The same with smaller scales where a level would be more than the largest float32."""
+        if float(params.scale.max()) <= LARGEST / _MOST_STEPS:
+            return params
+        if params.levels is not None:
+            furthest = torch.tensor(params.levels.highest, dtype=torch.float64)
+        else:
+            furthest = torch.maximum(params.qmax - params.zero_point, params.zero_point - params.qmin)
+        most = LARGEST / furthest.double()
+        limit = most.float()
+        limit = torch.where(limit > most, torch.nextafter(limit, torch.zeros(())), limit)
+        return replace(params, scale=self.scale.capped(params.scale, limit))
 
     def _widest(self, absmax: Tensor) -> Tensor:
         return absmax.max() if self.widest is None else torch.as_tensor(self.widest)

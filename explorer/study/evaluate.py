@@ -216,6 +216,15 @@ class Scores:
         return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
+def readable(result: Tensor) -> bool:
+    """Whether classes can be read from class scores (images, classes): all are numbers.
+
+    >>> readable(torch.tensor([[0.5, 1.0]])), readable(torch.tensor([[0.5, torch.inf]]))
+    (True, False)
+    """
+    return bool(torch.isfinite(result).all())
+
+
 def check_scores(result: Tensor) -> None:
     """Refuse class scores (images, classes) that no class can be read from.
 

@@ -22,12 +22,11 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from explorer.errors import TensorError
 from explorer.graph import Batch
-from explorer.study.evaluate import Examples, Reference, ScoreList, Scores
+from explorer.study.evaluate import Examples, Reference, ScoreList, Scores, readable
 from explorer.study.local import energy, output_steps
 from explorer.study.measures import energy_ratio_db
-from explorer.study.sweep import EXACT, Board, Row, Sweep
+from explorer.study.sweep import EXACT, Board, Sweep
 
 INSTANT = "instant"
 # Of what the naive loop costs, the share that the instant tier may cost, in passes over an image.
@@ -171,8 +170,9 @@ def _tangents(sweep: Sweep, board: Board, draw: Draw, pool: int) -> list[int]:
         scores = Scores.join([tangent.scores[index] for tangent in tangents])
         energies = np.concatenate([tangent.energies[index] for tangent in tangents], axis=1)
         board.output_sqnr[index] = energy_ratio_db(*(energies * draw.weights))[0]
-        board.put(index, INSTANT, sweep.goal.weighted(scores, draw.weights), len(draw.places))
         divergence = float((scores.kl * draw.weights).mean())
+        if math.isfinite(divergence):
+            board.put(index, INSTANT, sweep.goal.weighted(scores, draw.weights), len(draw.places))
         # An error without any effect has met an operator whose gradient says nothing (a rounding, a step).
         if not divergence <= _LARGE or (divergence == 0 and energies[1].any()):
             large.append(index)
@@ -188,7 +188,13 @@ def _secants(sweep: Sweep, board: Board, draw: Draw, pool: int, rows: list[int])
         reference = Reference(sweep.starts(sweep.floats, found.batch), found.labels)
         for index in rows:
             result = engine.run(plans[index], found.batch, keep=False)[output]
-            parts[index].append(reference.scores(result))
+            if board.reason[index]:
+                continue
+            if readable(result):
+                parts[index].append(reference.scores(result))
+            else:
+                parts.pop(index, None)
+                board.spoil(index, len(draw.places))
     method = EXACT if len(draw.places) == sweep.total else INSTANT
     for index, scores in parts.items():
         board.put(index, method, sweep.goal.weighted(scores.all, draw.weights), len(draw.places))
@@ -229,27 +235,17 @@ def _tangent(sweep: Sweep, examples: Examples, seed: int) -> _Tangent | None:
             signal = energy(plain[name])
             for index in rows[name]:
                 error = sweep.engine.compute(sweep.local_plan(sweep.rows[index]), name, plain) - plain[name]
-                _check_error(error, sweep.rows[index])
-                moves = {
-                    key: _products(gradient, error) for key, gradient in zip(directions, here, strict=True)
-                }
-                scores[index] = facts.predict(moves)
+                if bool(torch.isfinite(error).all()):
+                    moves = {
+                        key: _products(gradient, error)
+                        for key, gradient in zip(directions, here, strict=True)
+                    }
+                    scores[index] = facts.predict(moves)
+                else:
+                    scores[index] = facts.unpredictable
                 energies[index] = np.stack([signal, energy(error)])
     order = range(len(sweep.rows))
     return _Tangent([scores[i] for i in order], [energies[i] for i in order])
-
-
-def _check_error(error: Tensor, row: Row) -> None:
-    """Refuse what cannot be carried on in small steps.
-
-    Raises:
-        TensorError: where values of the row's layer have become infinity.
-    """
-    if not bool(torch.isfinite(error).all()):
-        raise TensorError(
-            f"The output of {row.layer!r} is infinite or NaN under {row.format!r}, since values beyond the format's "
-            "range become infinity; set overflow: saturate, or use the method output, which needs no result."
-        )
 
 
 def _products(gradient: Tensor | None, error: Tensor) -> np.ndarray:
@@ -339,6 +335,11 @@ class _Facts:
         target = best.indices[:, 0] if labels is None else labels
         second = (best.indices[:, 1] == target).double()
         return _Facts(scores, second.numpy(), (best.values[:, 0] - best.values[:, 1]).numpy())
+
+    @property
+    def unpredictable(self) -> Scores:
+        """Of an error that is infinite or NaN, which is no small step."""
+        return replace(self.float_scores, kl=np.full_like(self.float_scores.kl, math.inf))
 
     def predict(self, moves: dict[str, np.ndarray]) -> Scores:
         base = self.float_scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ class Measure:
         labels: whether it needs to know what is right.
         worse: +1 where a larger value is worse, -1 where it is better.
         interval: of the mean, from the numbers.
+        unreadable: its value where class scores are infinite or NaN.
     """
 
     help: str
@@ -30,6 +32,7 @@ class Measure:
     labels: bool = False
     worse: int = 1
     interval: Callable[[np.ndarray], Interval] = mean_interval
+    unreadable: float = math.inf
 
     def estimate(self, scores: Scores) -> Estimate:
         """The value and its 95% interval."""
@@ -99,10 +102,12 @@ MEASURES: dict[str, Measure] = {
     "top1": Drop(
         "drop of the share of images classified rightly (without labels: as the float network does)",
         lambda s: s.right_float - s.right,
+        unreadable=math.nan,
     ),
     "sqnr": OutputSqnr(
         "signal to quantization noise of the network's result, dB (more is better)",
         lambda s: s.noise,
         worse=-1,
+        unreadable=-math.inf,
     ),
 }

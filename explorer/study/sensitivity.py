@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from explorer.graph import Plan
-from explorer.study.evaluate import Reference, ScoreList, Scores, finite
+from explorer.study.evaluate import Reference, ScoreList, Scores, finite, readable
 from explorer.study.instant import INSTANT, instant_steps
 from explorer.study.local import OUTPUT_IMAGES, fill_weights, output_steps
 from explorer.study.measures import Estimate
@@ -107,8 +107,12 @@ def _exact(
             if index not in plans:
                 plans[index] = sweep.plan(sweep.rows[index].recipe)
             result = engine.run(plans[index], examples.batch, keep=False)[output]
-            parts[index].append(reference.scores(result))
-            fresh.add(index)
+            if readable(result):
+                parts[index].append(reference.scores(result))
+                fresh.add(index)
+            else:
+                fresh.discard(index)
+                board.spoil(index, seen)
             if first and index != running[-1] and pace.due():
                 yield pace.clocked(table)
         if race:
@@ -132,7 +136,9 @@ def _decided(board: Board, rows: Sequence[Row]) -> np.ndarray:
         above = np.append(low[1:], np.inf)
         below = np.insert(high[:-1], 0, -np.inf)
         placed = (high < above) & (low > below)
-        narrow = (high - low) <= _RACE_WIDTH * np.abs(board.value[index])
+        # Infinite intervals have no width; those of rows without a number are decided anyway.
+        with np.errstate(invalid="ignore"):
+            narrow = (high - low) <= _RACE_WIDTH * np.abs(board.value[index])
         found[index] = (placed | narrow) & (board.images[index] >= _RACE_IMAGES)
     return found
 

@@ -30,6 +30,8 @@ TENSOR_CHOICES: dict[str, str] = {
 OWN = "recipe"
 # The method whose values are the network's own, not estimates.
 EXACT = "exact"
+# Why a row has no number.
+UNREADABLE = "class scores are infinite or NaN: values beyond the format's range became infinity"
 # A table is shown after so many times the time that making it took.
 _SELDOM = 20
 T = TypeVar("T")
@@ -210,11 +212,18 @@ class Board:
         self.images = np.zeros(count, dtype=int)
         self.weight_sqnr, self.output_sqnr = np.full(count, math.nan), np.full(count, math.nan)
         self.decided = np.zeros(count, dtype=bool)
+        self.reason = [""] * count
 
     def put(self, index: int, method: str, estimate: Estimate, images: int) -> None:
         """Set the value of a row."""
         self.value[index], (self.low[index], self.high[index]) = estimate
         self.method[index], self.images[index] = method, images
+
+    def spoil(self, index: int, images: int) -> None:
+        """Give up a row whose class scores are infinite or NaN; the others go on."""
+        value = self.sweep.goal.unreadable
+        self.put(index, EXACT, (value, (value, value)), images)
+        self.decided[index], self.reason[index] = True, UNREADABLE
 
     @cached_property
     def _fixed(self) -> dict[str, Any]:
@@ -250,6 +259,7 @@ class Board:
                 "complete": self.complete,
                 "weight_sqnr_db": self.weight_sqnr,
                 "output_sqnr_db": self.output_sqnr,
+                "reason": pd.Series(self.reason, dtype="str").array,
             }
         )
 

@@ -182,7 +182,7 @@ class SensitivityFigure(Selecting):
         self.update(
             table.assign(
                 measure="kl", method="", value=math.nan, low=math.nan, high=math.nan, images=0, complete=True,
-                weight_sqnr_db=math.nan, output_sqnr_db=math.nan,
+                weight_sqnr_db=math.nan, output_sqnr_db=math.nan, reason="",
             )
         )  # fmt: skip
 
@@ -217,7 +217,10 @@ class SensitivityFigure(Selecting):
             "layer": list(table["layer"]),
             "range": [_interval(a, b, measure) for a, b in zip(table["low"], table["high"], strict=True)],
             "images": list(table["images"]),
-            "tier": [f"{method}{TIERS[seen]}" for method, seen in zip(table["method"], looks, strict=True)],
+            "tier": [
+                reason or f"{method}{TIERS[seen]}"
+                for method, seen, reason in zip(table["method"], looks, table["reason"], strict=True)
+            ],
             "weight": [decibels(value) for value in table["weight_sqnr_db"]],
             "output": [decibels(value) for value in table["output_sqnr_db"]],
         }

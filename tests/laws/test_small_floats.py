@@ -248,9 +248,35 @@ def test_a_network_with_infinite_weights_is_answered_or_told() -> None:
     assert session.histogram("conv1").infinite_fraction > 0
     alone = session.sensitivity("recipe", method="output", images=40).set_index("layer")["output_sqnr_db"]
     assert alone["conv1"] == -math.inf and alone["ip2"] > 10
-    for ask in (
-        session.evaluate,
-        lambda images: session.sensitivity("recipe", method="instant", images=images),
-    ):
-        with pytest.raises(TensorError, match=r"infinite or NaN.*overflow: saturate"):
-            ask(images=40)
+    with pytest.raises(TensorError, match=r"infinite or NaN.*overflow: saturate"):
+        session.evaluate(images=40)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", ["instant", "exact", "live"])
+@pytest.mark.parametrize(
+    ("measure", "value"), [("kl", math.inf), ("loss", math.inf), ("sqnr", -math.inf), ("top1", math.nan)]
+)
+def test_a_row_that_overflows_leaves_the_others_alone(method: str, measure: str, value: float) -> None:
+    fine = Recipe.preset("mxfp8")
+    session = qx.Session(model="fashion-lenet5", calibration_images=8, recipe=fine)
+    expected = session.sensitivity("recipe", measure, method, images=40).set_index("layer")
+    session.recipe = fine.with_layer("conv1", weight={"overflow": "infinity"})
+    found = session.sensitivity("recipe", measure, method, images=40).set_index("layer")
+    assert "infinite or NaN" in found["reason"]["conv1"] and found["complete"].all()
+    np.testing.assert_equal(found.loc["conv1", ["value", "low", "high"]].to_numpy(float), [value] * 3)
+    others = ["conv2", "ip1", "ip2"]
+    assert (found.loc[others, "reason"] == "").all() and (expected["reason"] == "").all()
+    assert found.loc[others, "value"].to_list() == expected.loc[others, "value"].to_list()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_step_to_infinity_is_no_small_step() -> None:
+    """In a network of more layers than are run one by one the others keep their estimates."""
+    session = qx.Session(model="fashion-resnet20", calibration_images=8, recipe="mxfp8")
+    name = session.layer_names[3]
+    session.recipe = session.recipe.with_layer(name, weight={"overflow": "infinity"})
+    found = session.sensitivity("recipe", method="instant", images=60).set_index("layer")
+    assert found["value"][name] == math.inf and found["reason"][name]
+    others = found.drop(index=name)
+    assert np.isfinite(others["value"]).all() and (others["reason"] == "").all()
