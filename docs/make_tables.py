@@ -21,6 +21,7 @@ from explorer.calibrate import OBJECTIVES
 from explorer.cost import cost
 from explorer.errors import ExplorerError
 from explorer.formats import FORMATS
+from explorer.recipe import PRESETS
 from explorer.scheme import TensorScheme
 from explorer.study import Evaluation
 from explorer.subject import make_subject
@@ -29,6 +30,8 @@ PAGE = Path(__file__).with_name("formats.md")
 FLOAT = qx.Recipe.preset("fp32")
 # Of the widths in between the tables would say the same in more lines.
 WIDTHS = (8, 6, 4, 3, 2, 1)
+# What these are for is few bits.
+NARROW = ("log", "apot", "kmeans")
 GRAINS = ("layer", "channel", "subchannel:32")
 # A running average of one batch is its extremes; a share of the range is what a hand drags; what is learned
 # from the network's own loss has a table of its own, for it takes its time.
@@ -60,7 +63,10 @@ def formats() -> list[str]:
     return [
         name
         for name, number in FORMATS.items()
-        if number.scaled and number.bits in WIDTHS and not name.startswith("uint")
+        if number.scaled
+        and number.bits in WIDTHS
+        and not name.startswith("uint")
+        and not (name.startswith(NARROW) and number.bits > 4)
     ]
 
 
@@ -121,7 +127,7 @@ def presets(images: int) -> Iterator[str]:
     """Every preset on fashion-resnet20 and fashion-mobilenet, weights and inputs."""
     sessions = [session_of("fashion-resnet20"), session_of("fashion-mobilenet")]
     yield from _heading(["preset", "bits a weight", *(f"{s.model_name}" for s in sessions)])
-    for name in tqdm(qx.PRESETS if hasattr(qx, "PRESETS") else _preset_names(), desc="presets"):
+    for name in tqdm(PRESETS, desc="presets"):
         recipe = qx.Recipe.preset(name)
         bits = bits_a_weight(sessions[0], recipe)
         cells = []
@@ -180,12 +186,6 @@ def depthwise(images: int) -> Iterator[str]:
         shape = reports["layer"].loc[layer.name, "shape"]
         noise = [f"{reports[grain].loc[layer.name, 'weight_sqnr_db']:.1f}" for grain in ("layer", "channel")]
         yield _row([layer.name, str(shape), f"{ratio:,.1f}", f"{int(codes)}", *noise])
-
-
-def _preset_names() -> list[str]:
-    from explorer.recipe import PRESETS
-
-    return list(PRESETS)
 
 
 def _heading(cells: list[str]) -> Iterator[str]:
