@@ -173,9 +173,14 @@ def depthwise(images: int) -> Iterator[str]:
         grain: session.layers(Case("int6", grain, "minmax").recipe).set_index("name")
         for grain in ("layer", "channel")
     }
-    yield from _heading(
-        ["layer", "shape", "widest / narrowest channel", "median channel: codes of 63", "SQNR by layer, dB", "by channel"]
-    )  # fmt: skip
+    columns = (
+        "shape",
+        "widest / narrowest channel",
+        "median channel: codes of 63",
+        "SQNR by layer, dB",
+        "by channel",
+    )
+    yield from _heading(["layer", *columns])
     for layer in session.graph.layer_at.values():
         if layer.weight is None:
             continue
