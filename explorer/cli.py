@@ -337,8 +337,9 @@ def _sensitivity(session: Session, options: argparse.Namespace) -> None:
     if _write(result, options.json):
         shown = table.drop(columns=["complete", "reason"])
         print(shown.to_string(index=False, float_format="%.4g", na_rep="-"))
-        for row in table[table["reason"] != ""].itertuples():
-            print(f"  {row.layer} {row.format}: {row.reason}")
+        for row in rows:
+            if row["reason"]:
+                print(f"  {row['layer']} {row['format']}: {row['reason']}")
 
 
 def _additivity(session: Session, options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -264,3 +265,44 @@ def test_a_browser_that_leaves_is_no_error(caplog):
     gc.collect()
     assert "a mistake" in caplog.text
     loop.close()
+
+
+class _Connection:
+    """A browser whose messages end when the test says so."""
+
+    def __init__(self) -> None:
+        self._socket, self.protocol = self, self
+        self.sent: list[Any] = []
+        self.writing: list[asyncio.Future[None]] = []
+
+    def create(self, kind: str, events: list[Any]) -> Any:
+        return events[0]
+
+    def write(self, message: Any) -> list[asyncio.Future[None]]:
+        self.sent.append(message)
+        self.writing.append(asyncio.get_running_loop().create_future())
+        return self.writing[-1:]
+
+
+def test_a_message_that_was_left_behind_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = pytest.importorskip("explorer.views.runs")
+    from bokeh.document import Document
+    from panel.io import document as panels
+
+    monkeypatch.setitem(panels.extra_socket_handlers, _Connection, lambda browser, msg: browser.write(msg))
+
+    async def race() -> list[Any]:
+        page, browser = Document(), _Connection()
+        panels.schedule_write_events(page, [browser], ["first"])
+        await asyncio.sleep(0)
+        # The first message's task ends before the second's begins.
+        browser.writing[0].set_result(None)
+        panels.schedule_write_events(page, [browser], ["second"])
+        for _ in range(2):
+            for _ in range(5):
+                await asyncio.sleep(0)
+            runs.send_forgotten(page)
+        browser.writing[-1].set_result(None)
+        return browser.sent
+
+    assert asyncio.run(race()) == ["first", "second"]

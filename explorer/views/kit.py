@@ -58,6 +58,24 @@ class Drawn(pn.custom.JSComponent):
     """
 
 
+class Hand(pn.custom.JSComponent):
+    """Says whether a button of the mouse, or a finger, that went ``down`` beside it is still down."""
+
+    down = param.Boolean(default=False)
+    _esm = """
+    export function render({ model, el }) {
+      const up = () => { model.down = false }
+      const down = () => {
+        model.down = true
+        for (const name of ["pointerup", "pointercancel"]) window.addEventListener(name, up, { once: true })
+      }
+      const made = document.createElement("span")
+      setTimeout(() => made.getRootNode().host?.parentNode?.addEventListener("pointerdown", down, true))
+      return made
+    }
+    """
+
+
 class Live(pn.custom.JSComponent):
     """Markup of our own making with buttons in it: ``pressed`` says which one, by its ``data-press``."""
 
@@ -95,6 +113,13 @@ def live(css: str, press: Callable[[str], None], **options: Any) -> Live:
             press(event.new)
 
     made.param.watch(pressed, "pressed")
+    return made
+
+
+def hand(press: Callable[[bool], None]) -> Hand:
+    """Calls ``press`` with True when a button goes down on what stands in the same column, and with False when up."""
+    made = Hand(width=0, height=0, margin=0)
+    made.param.watch(lambda event: press(event.new), "down")
     return made
 
 

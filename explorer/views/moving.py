@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +18,8 @@ LEAST, MOST = 0.02, 1.0
 # Seconds: between two edits, until an edit no longer waits for the estimate of the one before, and until what
 # follows is another movement.
 BETWEEN, PATIENCE, PAUSE = 0.15, 1.0, 1.0
+# Seconds by which messages that were sent together may be apart.
+TOGETHER = 0.3
 # Calibration images of the layer's output.
 IMAGES = 32
 
@@ -39,20 +42,27 @@ class Moving:
         self.near, self.far = Runner("moving", publisher), Runner("output", publisher)
         self._wish: Clip | None = None
         self._measured: Clip | None = None
-        self._busy = self._scheduled = False
+        self._busy = self._scheduled = self._editing = False
         self._moved = self._edited = 0.0
         self._between = BETWEEN
+        self._pressed = math.inf
         self._movement = self._revision = 0
         self._effect = self._output = ""
 
     @property
     def active(self) -> bool:
-        """Whether a hand is at it, or has been a moment ago."""
-        return time.monotonic() - self._moved < PAUSE
+        """Whether a hand is at it, or has been a moment ago and nobody has changed the recipe since."""
+        own = self._editing or self._revision == self.state.session.revision
+        return own and (time.monotonic() - self._moved < PAUSE or self._moved > self._pressed)
+
+    def press(self, down: bool) -> None:
+        """A button has gone down, so that a hand that has moved and rests is still at it; or up."""
+        # The first movement may be told before the button.
+        self._pressed = time.monotonic() - TOGETHER if down else math.inf
 
     def to(self, low: float, high: float | None = None) -> None:
         """Move to these shares of the full range, one for both ends or one for each."""
-        if not self.active or self._revision != self.state.session.revision:
+        if not self.active:
             self._movement += 1
             self._output = ""
             self._revision = self.state.session.revision
@@ -62,6 +72,8 @@ class Moving:
         if not self._busy:
             self._measure()
         self._edit()
+        # What the page took to follow is no rest of the hand.
+        self._moved = time.monotonic()
 
     def _measure(self) -> None:
         wish, state = self._wish, self.state
@@ -108,9 +120,14 @@ class Moving:
         if getattr(state.config, state.tensor).objective == wish.name:
             return
         changed = {state.tensor: {"objective": wish.name}}
-        if not state.edit([state.layer], **changed, join=f"movement {id(self)} {self._movement}"):
+        self._editing = True
+        try:
+            refused = state.edit([state.layer], **changed, join=f"movement {id(self)} {self._movement}")
+        finally:
+            self._editing = False
+            self._revision = state.session.revision
+        if not refused:
             self._measure_output()
-        self._revision = state.session.revision
         self._edited = time.monotonic()
         # What follows an edit on the page may take at most a quarter of its time: the hand comes first.
         self._between = max(BETWEEN, 3 * (self._edited - now))

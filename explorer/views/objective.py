@@ -152,6 +152,7 @@ class ObjectiveView(TensorView):
             kit.row(self.slider, height=44, styles={"padding": "0 20px 0 12px"}),
             self.live,
             self.caption,
+            kit.hand(self.moving.press),
         )
         self.slider.param.watch(self._slid, "value")
         state.param.watch(lambda *_: self._elsewhere(), ["layer", "tensor"])

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import panel as pn
+from panel.io import document as writing
 from tornado.ioloop import IOLoop
 from tornado.websocket import WebSocketClosedError
 
@@ -20,6 +21,8 @@ from explorer.study import Resolving
 
 # Seconds between two results that are shown.
 INTERVAL = 0.1
+# Milliseconds between two looks for a message that was left behind.
+LOOK = 300
 
 
 def ignore_departures(loop: asyncio.AbstractEventLoop) -> None:
@@ -47,6 +50,17 @@ class _Departures:
             loop.default_exception_handler(context)
 
 
+def send_forgotten(document: Any) -> None:
+    """Send what Panel has put by for a browser and forgotten.
+
+    A message that cannot be written at once waits for a task of its own.  The task does nothing when that of
+    the message before has ended between the two (Panel 1.9), and the page would stay as it is until the next
+    change.  Scheduling nothing more sends what waits, in order.
+    """
+    if document in writing._WRITE_MSGS and document not in writing._WRITE_BLOCK:
+        writing.schedule_write_events(document, [], [])
+
+
 class Publisher:
     """Runs functions where the page may be changed: in the server's loop, or in the notebook's.
 
@@ -58,6 +72,7 @@ class Publisher:
         self.loop = IOLoop.current()
         if self.document is not None:
             ignore_departures(self.loop.asyncio_loop)  # type: ignore[attr-defined]
+            self.document.add_periodic_callback(lambda: send_forgotten(self.document), LOOK)
         self.closed = False
         self.panes: list[pn.viewable.Viewable] = []
 
