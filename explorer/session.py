@@ -632,7 +632,10 @@ class Session:
                 f"A layer has a 'weight' and an 'input', not a {tensor!r}.{nearest(tensor, ['weight', 'input'])}"
             )
         config = self.recipe.config(layer)
-        chosen = getattr(config, tensor) if scheme is None else as_scheme(scheme)
+        if scheme is not None:
+            # Refuses what such a tensor cannot have.
+            config = replace(config, **{tensor: as_scheme(scheme)})
+        chosen = getattr(config, tensor)
         if by_loss(chosen):
             recipe = self.resolve(self.recipe.with_layer(layer, **{tensor: chosen}))
             chosen = getattr(recipe.config(layer), tensor)
@@ -1038,9 +1041,11 @@ class Session:
 
         Raises:
             LayerError: when the layer does not exist.
+            DataError: for a number of images that is no positive whole number.
         """
         found = self._layer(layer)
-        batch = Batch.of(next(self.subject.calibration_stream.batches()).batch.images[:images])
+        stream = self.subject.calibration_stream
+        batch = Batch.of(next(stream.batches()).batch.images[: stream.count(images)])
         return output_error(self.engine, self.subject.floats, self.plan(recipe), found, batch).sqnr_db
 
     def panel(self) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from explorer.calibrate import Sample, fit
-from explorer.errors import SchemeError, TensorError
+from explorer.errors import SchemeError, TensorError, unknown
 from explorer.formats import (
     FORMATS,
     MOST_VALUES,
@@ -27,7 +27,7 @@ from explorer.formats import (
     pack,
     packed_bytes,
 )
-from explorer.recipe import TensorScheme
+from explorer.recipe import FIELDS, TensorScheme
 
 SchemeLike = TensorScheme | Mapping[str, Any] | str
 
@@ -43,14 +43,10 @@ def as_scheme(scheme: SchemeLike) -> TensorScheme:
     if isinstance(scheme, str):
         return TensorScheme(scheme)
     if isinstance(scheme, Mapping):
-        try:
-            return TensorScheme(**scheme)
-        except TypeError:
-            from explorer.recipe import Recipe
-
-            # Says which field does not exist and which is nearest.
-            Recipe().with_default(weight=scheme)
-            raise
+        for name in scheme:
+            if name not in FIELDS:
+                raise SchemeError(unknown("field", name, FIELDS))
+        return TensorScheme(**scheme)
     raise SchemeError(
         f"A scheme is a TensorScheme, a dictionary of its fields, or a format's name; not {scheme!r}."
     )

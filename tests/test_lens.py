@@ -132,6 +132,14 @@ def test_formats_without_conventions_say_so(session: qx.Session, name: str) -> N
         session.lens("mid", scheme=name)
 
 
+def test_only_what_goes_together_is_compared(session: qx.Session) -> None:
+    """Scales with a common factor have no zero point; a symmetric range has one bound."""
+    small = session.lens("mid", scheme=TensorScheme("int4", "subchannel:16", scale="fp8"))
+    assert [(r.convention, r.symmetric) for r in small.readings] == [(name, True) for name in CONVENTIONS]
+    ends = TensorScheme("int8", "channel", symmetric=False, objective="clip:0.5:0.75")
+    assert sum(reading.present for reading in session.lens("mid", scheme=ends).readings) == 1
+
+
 def test_refusals(session: qx.Session) -> None:
     with pytest.raises(SchemeError, match="mode: static"):
         session.lens("mid", "input", TensorScheme("int8", "layer", mode="dynamic"))

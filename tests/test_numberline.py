@@ -116,6 +116,15 @@ def test_formats_at_equal_bits(session, tensor):
     session.undo()
 
 
+def test_formats_for_ranges_that_come_with_each_position(session):
+    """Levels that are fitted beforehand cannot be; the others keep the granularity."""
+    session.edit(["mid"], input=TensorScheme("ternary", "token", mode="dynamic"))
+    table = session.formats("mid", "input")
+    assert set(table.granularity[~table.format.isin(["fp16", "bf16"])]) == {"token"}
+    assert "ternary" in set(table.format) and not any(table.format.str.startswith("kmeans"))
+    session.undo()
+
+
 def test_bits_count_scales_and_zero_points():
     """A (8, 40) weight: blocks of 32 and 8, so two scales a channel."""
     sizes = {

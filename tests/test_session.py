@@ -101,6 +101,8 @@ def test_sessions_share_the_network_and_not_the_recipe(subject):
 def test_a_number_of_images_is_a_number_of_images(session, wrong):
     with pytest.raises(DataError, match="at least 1"):
         session.evaluate(images=wrong)
+    with pytest.raises(DataError, match="at least 1"):
+        session.output_sqnr("mid", images=wrong)
 
 
 def test_layer_questions_are_answered_or_refused(session):
@@ -112,6 +114,19 @@ def test_layer_questions_are_answered_or_refused(session):
         session.histogram("mid", bins=0)
     with pytest.raises(LayerError, match="1 inputs"):
         session.histogram("mid", "input", index=1)
+
+
+@pytest.mark.parametrize("question", ["histogram", "number_line", "channels", "effect", "lens"])
+def test_a_scheme_that_a_tensor_cannot_have_is_refused_by_every_view(session, question):
+    for tensor, fields, message in (
+        ("weight", {"mode": "dynamic", "granularity": "layer"}, "mode: static for weights"),
+        ("weight", {"granularity": "token"}, "has no tokens"),
+        ("input", {"granularity": "token"}, "needs mode: dynamic"),
+        ("input", {"granularity": "subchannel:4"}, "needs mode: dynamic"),
+        ("input", {"fromat": "int8"}, "^There is no field 'fromat'.*'format'"),
+    ):
+        with pytest.raises(SchemeError, match=message):
+            getattr(session, question)("fc", tensor, scheme=fields)
 
 
 def test_images_may_be_given_once_only():

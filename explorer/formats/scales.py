@@ -67,7 +67,7 @@ class ScaleRule(ABC):
         """The scales (groups,) of ranges whose ``step`` is the width over the number of steps."""
         return step
 
-    def capped(self, scale: Tensor, most: Tensor) -> Tensor:
+    def capped(self, scale: Tensor, most: Tensor, shared: Tensor | None) -> Tensor:
         """The scales (groups,), smaller where they are more than ``most``, under which every level is a float32."""
         return torch.minimum(scale, most)
 
@@ -118,7 +118,7 @@ class PowerOfTwo(ScaleRule):
         # log2 in double precision: exact for every float32 power of two.
         return torch.exp2(torch.ceil(torch.log2(step.double())).clamp(max=_E8M0_BIAS)).float()
 
-    def capped(self, scale: Tensor, most: Tensor) -> Tensor:
+    def capped(self, scale: Tensor, most: Tensor, shared: Tensor | None) -> Tensor:
         return torch.minimum(scale, torch.exp2(torch.floor(torch.log2(most.double()))).float())
 
     def shares(self, count: int) -> Tensor:
@@ -151,9 +151,13 @@ class SmallFloatScale(ScaleRule):
         block = _E4M3.round((absmax / highest).clamp(min=floor) / shared).clamp(min=_LEAST_E4M3)
         return torch.where(absmax > 0, block, torch.ones_like(block)) * shared
 
-    def capped(self, scale: Tensor, most: Tensor) -> Tensor:
-        # What is shared is small enough.
-        return scale
+    def capped(self, scale: Tensor, most: Tensor, shared: Tensor | None) -> Tensor:
+        # What is shared is small enough for the largest code; the lowest may be one step further out.
+        assert shared is not None
+        nearest = _E4M3.round((most / shared).float())
+        below, _ = _E4M3.beside(nearest, torch.tensor(-1.0))
+        block = torch.where(nearest * shared > most, below, nearest)
+        return torch.where(scale > most, block * shared, scale)
 
     def shares(self, count: int) -> Tensor:
         # Each number up to twice the full range's too: the largest magnitude may do best at the last level but one.

@@ -162,7 +162,7 @@ class Grid:
         most = LARGEST / furthest.double()
         limit = most.float()
         limit = torch.where(limit > most, torch.nextafter(limit, torch.zeros(())), limit)
-        return replace(params, scale=self.scale.capped(params.scale, limit))
+        return replace(params, scale=self.scale.capped(params.scale, limit, params.shared))
 
     def _widest(self, absmax: Tensor) -> Tensor:
         return absmax.max() if self.widest is None else torch.as_tensor(self.widest)

@@ -41,10 +41,10 @@ class Channels:
         clip_high: the highest.  Of a channel with several scales both are those of its widest block.
         scale: of several the largest; NaN where there is none.
         least: the smallest magnitude above zero that it can represent: a step, of integers; NaN where unknown.
-        codes: how many codes some value of the channel takes.
+        codes: how many codes some value of the channel takes; NaN where ranges come with each example.
         available: how many codes the channel's scale has; NaN where there is no scale.
         sqnr_db: of the channel; infinite where nothing differs.
-        clipped: the share of its values outside of the range.
+        clipped: the share of its values outside of the range; NaN as for ``codes``.
         shared: how many channels share a scale at most; 0 where there is no scale of fixed range.
         exact: every value was looked at; otherwise bins of a calibration histogram stand for them.
     """
@@ -81,7 +81,7 @@ class Channels:
 
     @property
     def bits(self) -> np.ndarray:
-        """Effective bits of each channel: the logarithm of the number of codes that it takes, ``(channels,)``."""
+        """Effective bits of each channel: the logarithm of the number of codes that it takes; NaN as for ``codes``."""
         return np.log2(np.maximum(self.codes, 1))
 
     @property

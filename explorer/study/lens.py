@@ -92,7 +92,7 @@ class Lens:
 
 
 def variants(scheme: TensorScheme) -> Iterator[tuple[TensorScheme, bool]]:
-    """``scheme`` under every convention, symmetric and asymmetric, and whether that is the scheme itself.
+    """``scheme`` under every convention, symmetric and, where it may be, asymmetric; and whether that is itself.
 
     Raises:
         SchemeError: for a format that has no conventions, or ranges that change with each example.
@@ -109,10 +109,13 @@ def variants(scheme: TensorScheme) -> Iterator[tuple[TensorScheme, bool]]:
         raise SchemeError(
             "Dynamic ranges change with each example, so there is no one scale to compare; use mode: static."
         )
+    # Scales that share a factor have no zero points.
+    kinds = (True,) if scheme.grid.scale.shared_bits else (True, False)
     for name in CONVENTIONS:
-        for symmetric in (True, False):
+        for symmetric in kinds:
             narrow = scheme.narrow if symmetric else None
-            other = replace(scheme, convention=name, symmetric=symmetric, narrow=narrow)
+            goal = scheme.goal.centred().name if symmetric else scheme.objective
+            other = replace(scheme, convention=name, symmetric=symmetric, narrow=narrow, objective=goal)
             yield other, other == scheme
 
 

@@ -99,6 +99,9 @@ def _with(scheme: TensorScheme, name: str, grain: str) -> TensorScheme | None:
             base = replace(base, format=name, symmetric=number.signed)
         else:
             base = base.with_format(name)
+            if base.mode != scheme.mode == "dynamic" and grain != "layer":
+                # The positions of an activation are not known beforehand.
+                return None
         return replace(base, granularity=grain)
     except SchemeError:
         return None

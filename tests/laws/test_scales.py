@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 
 from explorer.calibrate import KL, Sample, fit
 from explorer.errors import SchemeError
-from explorer.formats import FORMATS, SCALES, Grid, IntegerFormat, LevelFormat, granularity, pack
+from explorer.formats import CONVENTIONS, FORMATS, SCALES, Grid, IntegerFormat, LevelFormat, granularity, pack
 from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import PRESETS, TensorScheme
 from explorer.tensor import fake_quantize, fit_tensor, quantize
@@ -321,3 +321,19 @@ def test_the_extent_may_be_given_for_each_group() -> None:
     params = grid.params(torch.tensor([-6.0, -6.0]), torch.tensor([1.0, 1.0]))
     assert params.scale.tolist() == pytest.approx([1.0, 1.0]) and params.shared is not None
     assert params.shared.tolist() == pytest.approx([1 / 448, 1.0])
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("name", ["int2", "uint3", "int8", "uint16"])
+def test_small_scales_of_the_largest_numbers(name: str, convention: str) -> None:
+    """Full code ranges end further out on one side than the largest magnitude; that level is a number too."""
+    most = torch.finfo(torch.float32).max
+    tensor = torch.tensor([[most, -most], [-1.0, most / 3]])
+    found = quantize(tensor, TensorScheme(name, "channel", convention=convention, scale="fp8"))
+    ends = [found.scale * (code - found.zero_point) for code in (found.qmin, found.qmax)]
+    assert all(end.isfinite().all() for end in [found.values(), *ends])
+    kept = found.scale_codes.numpy().astype(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    kept = kept * found.tensor_scale.numpy()
+    assert np.array_equal(kept, found.scale.numpy())
+    if name == "int8":
+        assert (found.values()[0] / tensor[0]).min() > 0.85
