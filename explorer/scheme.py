@@ -31,8 +31,8 @@ MODES: dict[str, str] = {
     "off": "not quantized",
 }
 
-# The one objective of formats whose levels are fitted to each group.
-FITTED = "mse"
+# The usual objective of formats whose levels are fitted to each group, and what weighs a weight's values.
+FITTED, WEIGHED = "mse", "output"
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,13 @@ class TensorScheme:
 
     def _check_fitted(self, number: CodebookFormat) -> None:
         """Refuse what levels that are fitted cannot be; give the objective its one spelling."""
-        if self.objective not in ("minmax", FITTED):
+        if self.objective not in ("minmax", FITTED, WEIGHED):
             raise SchemeError(
                 f"The levels of {self.format!r} are fitted by least squares and have no range for the objective "
-                f"{self.objective!r} to pick; use objective: {FITTED}."
+                f"{self.objective!r} to pick; use objective: {FITTED}, or for weights {WEIGHED}."
             )
-        object.__setattr__(self, "objective", FITTED)
+        if self.objective != WEIGHED:
+            object.__setattr__(self, "objective", FITTED)
         if self.scale != "float":
             raise SchemeError(
                 f"The levels of {self.format!r} are stored as float32 numbers and share no scale, so scale: "
@@ -334,6 +335,11 @@ class LayerConfig:
             raise SchemeError(WEIGHTS_STAY)
         if self.weight.scaled and self.weight.granularity == "token":
             raise SchemeError("A weight has no tokens; use granularity: channel for weights.")
+        if isinstance(self.input.number, CodebookFormat) and self.input.objective == WEIGHED:
+            raise SchemeError(
+                f"The levels of {self.input.format!r} are fitted to the values of an input; the objective {WEIGHED!r} "
+                f"weighs those of weights only. Use objective: {FITTED} for inputs."
+            )
         grain = self.input.granularity
         if (
             self.input.scaled

@@ -253,6 +253,53 @@ def test_weights_are_never_worse_than_minmax_and_mse(fields) -> None:
             assert bool((now <= other * (1 + 1e-4) + 1e-9).all()), rival
 
 
+FEW = ("kmeans2", "basis2", "binary", "ternary")
+
+
+@pytest.mark.parametrize("grain", ["layer", "channel", "group:4", "subchannel:4"])
+@pytest.mark.parametrize("name", FEW)
+def test_fitted_levels_are_never_worse_than_those_of_the_weight_alone(name: str, grain: str) -> None:
+    gained = False
+    for parts in (1, 2):
+        weight, found = correlated(6, 10, parts, seed=parts)
+        weight[-1], weight[-2] = 0, 0.3
+        found.blocks[-1, :, :3] = found.blocks[-1, :, :, :3] = 0
+        scheme = TensorScheme(name, grain, objective="output")
+        goal = OutputOfWeight(weight, scheme.grain, found)
+        chosen = fit(Sample.of(weight, scheme.grain, 0), scheme.grid, goal)
+        alone = fit_tensor(weight, TensorScheme(name, grain), 0)
+        size = {"layer": 6, "group:4": 4}.get(grain, 1)
+        now, before = (
+            torch.stack([part.sum() for part in energy(weight, scheme, params, found).split(size)])
+            for params in (chosen, alone)
+        )
+        assert bool((now <= before * (1 + 1e-4) + 1e-9).all())
+        gained |= bool((now < 0.99 * before).any())
+    assert gained or grain != "channel"
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_importance_counts_as_repetition(name: str) -> None:
+    """Independent inputs with mean squares 1 to 5: as if each value of the weight stood there so many times."""
+    times = torch.tensor([3, 1, 5, 1, 2, 4, 1, 1])
+    weight = torch.randn(2, 8, generator=torch.Generator().manual_seed(3)) ** 3
+    scheme = TensorScheme(name, "channel", objective="output")
+    goal = OutputOfWeight(weight, scheme.grain, Moments(times.float()[None, :, None, None], 8))
+    chosen = fit(Sample.of(weight, scheme.grain, 0), scheme.grid, goal)
+    repeated = fit_tensor(weight.repeat_interleave(times, 1), TensorScheme(name, "channel"), 0)
+    torch.testing.assert_close(chosen.book.levels, repeated.book.levels)
+
+
+def test_levels_of_dead_inputs_are_those_of_the_weight_alone() -> None:
+    weight = torch.randn(2, 9)
+    for grain in ("channel", "subchannel:4"):
+        scheme = TensorScheme("kmeans2", grain, objective="output")
+        goal = OutputOfWeight(weight, scheme.grain, Moments(torch.zeros(1, 9, 1, 1), 9))
+        chosen = fit(Sample.of(weight, scheme.grain, 0), scheme.grid, goal)
+        alone = fit_tensor(weight, TensorScheme("kmeans2", grain), 0)
+        assert torch.equal(chosen.book.levels, alone.book.levels)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_two_blocks_of_a_channel_come_near_the_best_pair(seed: int) -> None:
     """Against all pairs of a hundred shares each."""
@@ -368,6 +415,10 @@ def test_refusals_name_what_to_do(goal: str) -> None:
         TensorScheme("fp16", objective=goal)
     with pytest.raises(SchemeError, match=f"'{goal}' has nothing to search"):
         TensorScheme("uint8", "layer", False, goal, "dynamic")
+    with pytest.raises(SchemeError, match=f"'{goal}' looks at|no range for the objective '{goal}'"):
+        qx.quantize(torch.randn(3, 4), {"format": "ternary", "objective": goal})
+    with pytest.raises(SchemeError, match=r"weighs those of weights only.*|no range for the objective"):
+        Recipe().with_default(input={"format": "ternary", "symmetric": True, "objective": goal})
     assert TensorScheme("fp32", objective=goal).off
 
 

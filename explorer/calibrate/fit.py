@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from explorer.calibrate.codebook import fit_codebook
 from explorer.calibrate.rules import Objective
 from explorer.calibrate.sample import Sample
 from explorer.formats import CodebookFormat, Grid, QParams, fake_quantize_
@@ -29,7 +28,8 @@ def params_of(minimum: Tensor, maximum: Tensor, grid: Grid, low: Tensor, high: T
 def fit(sample: Sample, grid: Grid, objective: Objective) -> QParams:
     """The parameters of each group: its range by ``objective``, its scale and zero point by ``grid``.
 
-    A format whose levels are fitted has no range; its levels are those of least squared error.
+    A format whose levels are fitted has no range; its levels are those of least squared error, weighted where
+    ``objective`` knows what a value is worth.
 
     A group whose values are all equal is reproduced exactly whatever the objective, where the scale rule
     allows its value as a scale.
@@ -42,6 +42,6 @@ def fit(sample: Sample, grid: Grid, objective: Objective) -> QParams:
     2.0
     """
     if isinstance(grid.format, CodebookFormat):
-        return fit_codebook(sample, grid.format)
+        return objective.levels(sample, grid.format)
     grid = grid.settle(sample.minimum, sample.maximum)
     return params_of(sample.minimum, sample.maximum, grid, *objective(sample, grid))

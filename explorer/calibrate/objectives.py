@@ -20,7 +20,7 @@ from explorer.calibrate.rules import (
 from explorer.calibrate.sample import Sample
 from explorer.calibrate.search import KL, MSE, SQNR, Lp
 from explorer.errors import SchemeError
-from explorer.formats import Grid, Parameter, entry_named, spelled
+from explorer.formats import CodebookFormat, Grid, Parameter, QParams, entry_named, spelled
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Output(Objective):
         return "output"
 
     def __call__(self, sample: Sample, grid: Grid) -> Range:
+        raise SchemeError(_out_of_context(self))
+
+    def levels(self, sample: Sample, number: CodebookFormat) -> QParams:
         raise SchemeError(_out_of_context(self))
 
 

@@ -4,8 +4,10 @@ A layer whose output is linear in its weight has, at each position, the outputs 
 of the weight; so an error d of the row costs ``E (d . x)^2 = d' H d`` with ``H = E[x x']``.  Rows have errors
 of their own, so the cost of a scale is the sum over the rows that share it.  Blocks of one row with scales of
 their own (``subchannel:N``) act on each other through H; they are gone through in turn, each given the others.
+Levels that are fitted take H's diagonal, the mean square of its input, for the importance of each value.
 
-Source of the quadratic form: Frantar and Alistarh, "Optimal Brain Compression" (2022), arXiv:2208.11580.
+Source of the quadratic form: Frantar and Alistarh, "Optimal Brain Compression" (2022), arXiv:2208.11580; of its
+diagonal in a codebook: Choi et al., "Towards the Limit of Network Quantization" (2017), arXiv:1612.01543.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from explorer.calibrate.codebook import fit_codebook
 from explorer.calibrate.fit import params_of
 from explorer.calibrate.rules import Objective, Range
 from explorer.calibrate.sample import Sample
 from explorer.calibrate.search import MSE
-from explorer.formats import Granularity, Grid, extent, fake_quantize_
+from explorer.formats import CodebookFormat, Granularity, Grid, QParams, extent, fake_quantize_
 from explorer.formats.granularity import Channel, Group, SubChannel
 
 # Both ends shrink together through so many shares of the full range; so wide steps one end takes alone.
@@ -54,6 +57,11 @@ class Moments:
     def plain(cls, columns: int) -> Moments:
         """Inputs that are all alike and independent: the energy of an error is its own."""
         return cls(torch.ones(1, columns, 1, 1), columns)
+
+    def importance(self, channels: int) -> Tensor:
+        """The mean square of the input that each value of the weight meets, ``(channels, columns)``."""
+        squares = self.blocks.diagonal(dim1=-2, dim2=-1).reshape(len(self.blocks), -1)[:, : self.columns]
+        return squares.repeat_interleave(channels // len(squares), 0)
 
     def times(self, errors: Tensor, start: int, first: int, last: int) -> Tensor:
         """The columns ``first`` to ``last`` of the errors times H.
@@ -126,6 +134,25 @@ class OutputOfWeight(Objective):
             for block in range(search.blocks):
                 search.improve(block)
         return search.low.reshape(-1), search.high.reshape(-1)
+
+    def levels(self, sample: Sample, number: CodebookFormat) -> QParams:
+        """Levels of least squared error, each value weighted by its importance; without it where that does better."""
+        importance, _ = self.grain.matrix(self.moments.importance(len(self.rows)), 0)
+        plain = torch.ones_like(importance) if sample.weights is None else sample.weights
+        # Of a group whose inputs are all zero every value is worth the same.
+        weights = torch.where((importance * plain).amax(1, keepdim=True) > 0, importance * plain, plain)
+        weighted = fit_codebook(replace(sample, weights=weights), number)
+        unweighted = fit_codebook(sample, number)
+        search = _Search(self, sample, Grid(number))
+        better = search.summed(self._cost(weighted)) <= search.summed(self._cost(unweighted))
+        assert weighted.book is not None and unweighted.book is not None
+        chosen = better.repeat_interleave(search.blocks)[:, None]
+        return QParams.of_levels(torch.where(chosen, weighted.book.levels, unweighted.book.levels))
+
+    def _cost(self, params: QParams) -> Tensor:
+        """What parameters cost, float64 ``(channels,)``."""
+        group, rest = params.spread(lambda number: self.grain.expand(number, self.rows.shape, 0))
+        return self.moments.energy(fake_quantize_(self.rows, group, rest, params).sub_(self.rows))
 
 
 class _Search:

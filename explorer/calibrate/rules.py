@@ -13,8 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from explorer.calibrate.codebook import fit_codebook
 from explorer.calibrate.sample import Sample
-from explorer.formats import Grid, Parameter, spelled
+from explorer.formats import CodebookFormat, Grid, Parameter, QParams, spelled
 
 Range = tuple[Tensor, Tensor]
 # What an objective has to know besides the tensor's own values.
@@ -35,6 +36,10 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, sample: Sample, grid: Grid) -> Range:
         """The lowest and highest real value of each group, float32 ``(groups,)`` each."""
+
+    def levels(self, sample: Sample, number: CodebookFormat) -> QParams:
+        """The levels of each group of a format that fits them: those of least squared error."""
+        return fit_codebook(sample, number)
 
     def centred(self) -> Objective:
         """This objective for a range that is centred on zero and so has a single bound."""

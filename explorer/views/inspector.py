@@ -21,6 +21,7 @@ from explorer.formats import (
     spelled,
 )
 from explorer.recipe import MODES, TensorScheme
+from explorer.scheme import FITTED, WEIGHED
 from explorer.views import choices, kit, theme
 from explorer.views.state import PageState
 from explorer.views.text import decibels, kilobytes, large
@@ -171,6 +172,10 @@ class TensorControls:
         self.grain.value = choices.granularity_family(scheme.granularity)
         if size:
             self.size.value = int(size)
+        fitted = isinstance(scheme.number, CodebookFormat)
+        goals = [FITTED, WEIGHED] if fitted and self.tensor == "weight" else list(OBJECTIVES)
+        if self.goal.options != goals:
+            self.goal.options = goals
         self.goal.value = choices.objective_family(scheme.objective)
         self._show_numbers([float(number) for number in scheme.objective.split(":")[1:]])
         self.convention.value = scheme.convention
@@ -194,8 +199,8 @@ class TensorControls:
         self.rounding.disabled = self.seed.disabled = scheme.off
         if isinstance(scheme.number, LevelFormat | CodebookFormat):
             self.symmetric.disabled = self.convention.disabled = True
-        if isinstance(scheme.number, CodebookFormat):
-            self.goal.disabled = self.scale.disabled = True
+        if fitted:
+            self.goal.disabled, self.scale.disabled = self.tensor == "input", True
         self.overflow.visible = scheme.number.beyond is not None
         self.last.visible = self.mode is not None or self.overflow.visible
         self.format.disabled = scheme.mode == "off"
@@ -287,6 +292,7 @@ def help_of(scheme: TensorScheme) -> str:
         # Levels that are fitted have no range to pick and no convention.
         grain = choices.granularity_family(scheme.granularity)
         names.append((scheme.granularity, GRANULARITIES[grain].help))
+        names += [(WEIGHED, OBJECTIVES[WEIGHED].help)] if scheme.objective == WEIGHED else []
     elif scheme.scaled:
         grain = choices.granularity_family(scheme.granularity)
         goal = choices.objective_family(scheme.objective)

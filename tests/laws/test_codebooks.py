@@ -347,7 +347,7 @@ def test_what_fitted_levels_cannot_be_is_refused(name: str) -> None:
     for fields, message in (
         ({"symmetric": False}, "no zero point.*symmetric: true"),
         ({"convention": "torch"}, "integer formats only"),
-        ({"objective": "kl"}, "least squares.*objective: mse"),
+        ({"objective": "kl"}, "least squares.*objective: mse, or for weights output"),
         ({"scale": "pow2"}, "share no scale.*scale: float"),
     ):
         with pytest.raises(SchemeError, match=message):
