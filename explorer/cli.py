@@ -9,17 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
 from tqdm import tqdm
 
-from explorer.errors import ExplorerError
+from explorer.errors import ExplorerError, unknown
 from explorer.recipe import PRESETS
 from explorer.session import Session
-from explorer.sources import ZOO, atomic_write, load_recipe
+from explorer.sources import NODE_SCORES, TABLE_FORMATS, ZOO, atomic_write, load_recipe, node_data
 from explorer.study import (
     DEFAULT_FORMATS,
     MEASURES,
@@ -100,18 +100,38 @@ def _parser() -> argparse.ArgumentParser:
         help="stop when the 95%% interval of the difference is W wide, as a share: 0.02 is two points",
     )
 
-    commands.add_parser("layers", parents=[common, answer], help="list the layers under a recipe")
-    commands.add_parser(
+    tables = argparse.ArgumentParser(add_help=False)
+    for kind in TABLE_FORMATS:
+        tables.add_argument(
+            f"--{kind}", metavar="FILE", help=f"write the table to this file as {kind.upper()}"
+        )
+    nodes = argparse.ArgumentParser(add_help=False)
+    nodes.add_argument(
+        "--node-data", metavar="FILE", help="write a number for each layer for Model Explorer (JSON)"
+    )
+
+    listed = commands.add_parser(
+        "layers", parents=[common, answer, tables, nodes], help="list the layers under a recipe"
+    )
+    measured = commands.add_parser(
         "evaluate",
-        parents=[common, answer, limited, narrow],
+        parents=[common, answer, limited, narrow, nodes],
         help="what a recipe does to accuracy, size and SQNR",
     )
+    for command, first in ((listed, "weight_sqnr_db"), (measured, "input_sqnr_db")):
+        command.add_argument(
+            "--score",
+            metavar="SCORE",
+            help=f"which number --node-data writes: {', '.join(NODE_SCORES)} (default: {first})",
+        )
     against = commands.add_parser(
         "compare", parents=[common, answer, limited, narrow], help="which of two recipes does better"
     )
     against.add_argument("--against", required=True, metavar="R", help="the other recipe: a preset or a file")
     sweep = commands.add_parser(
-        "sensitivity", parents=[common, answer, limited], help="which layer suffers under which format"
+        "sensitivity",
+        parents=[common, answer, limited, tables, nodes],
+        help="which layer suffers under which format",
     )
     sweep.add_argument(
         "--formats",
@@ -215,9 +235,9 @@ def _write(result: dict[str, Any], target: str | None) -> bool:
     return True
 
 
-def _save(text: str, target: str) -> None:
+def _save(content: str | bytes, target: str) -> None:
     try:
-        atomic_write(Path(target), text)
+        atomic_write(Path(target), content)
     except OSError as error:
         raise ExplorerError(
             f"The result cannot be written to {target!r}: {error.strerror or error}."
@@ -231,8 +251,37 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def _write_tables(table: pd.DataFrame, options: argparse.Namespace) -> None:
+    for kind, made in TABLE_FORMATS.items():
+        if getattr(options, kind) is not None:
+            _save(made(table), getattr(options, kind))
+
+
+def _check_score(options: argparse.Namespace, usual: str, offered: Sequence[str]) -> str:
+    """Which number goes to Model Explorer."""
+    if options.score is None:
+        return usual
+    if options.node_data is None:
+        raise ExplorerError("--score says what --node-data writes, and there is no --node-data FILE.")
+    if options.score not in NODE_SCORES:
+        raise ExplorerError(unknown("score", options.score, NODE_SCORES))
+    if options.score not in offered:
+        raise ExplorerError(f"The score {options.score} takes an evaluation: python -m explorer evaluate.")
+    return options.score
+
+
+def _write_nodes(session: Session, options: argparse.Namespace, values: Mapping[str, float | None]) -> None:
+    """Values by layer for Model Explorer; layers without one are left out."""
+    if options.node_data is not None:
+        known = {name: float(value) for name, value in values.items() if not pd.isna(value)}
+        _save(node_data(session.graph, known), options.node_data)
+
+
 def _layers(session: Session, options: argparse.Namespace) -> None:
     table = session.layers()
+    score = _check_score(options, "weight_sqnr_db", [str(name) for name in table])
+    _write_tables(table, options)
+    _write_nodes(session, options, dict(zip(table["name"], table[score], strict=True)))
     records = _records(table)
     for record, layer in zip(records, session.graph.layers, strict=True):
         record["shape"] = list(layer.shape)
@@ -245,9 +294,11 @@ def _percent(share: float) -> str:
 
 
 def _evaluate(session: Session, options: argparse.Namespace) -> None:
+    score = _check_score(options, "input_sqnr_db", list(NODE_SCORES))
     total = session.subject.evaluation.count(options.limit)
     steps = session.evaluate_steps(None, options.limit, options.interval)
     result: Evaluation = _last(steps, total, lambda e: e.images)
+    _write_nodes(session, options, {report.name: getattr(report, score) for report in result.layers})
     if not _write(result.to_dict(), options.json):
         return
     print(f"{result.model} on {_seen(result)}; ranges from {result.calibration}")
@@ -323,8 +374,14 @@ def _sensitivity(session: Session, options: argparse.Namespace) -> None:
     formats = None
     if options.formats is not None:
         formats = [word.strip() for word in options.formats.split(",") if word.strip()]
+    tries = options.method not in METHODS or METHODS[options.method].formats
+    if options.node_data is not None and tries and len(formats or DEFAULT_FORMATS) > 1:
+        # Said before the sweep, which may take long.
+        raise ExplorerError("Model Explorer shows one value for a node; name one format: --formats int4.")
     steps = session.sensitivity_steps(formats, options.measure, options.method, options.tensor, options.limit)
     table = _last(steps, total, lambda t: int(t["images"].min()) if len(t) else 0)
+    _write_tables(table, options)
+    _write_nodes(session, options, dict(zip(table["layer"], table["value"], strict=True)))
     rows = _records(table)
     for row in rows:
         row["interval"] = [row.pop("low"), row.pop("high")]

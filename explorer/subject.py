@@ -16,7 +16,7 @@ from explorer.graph import Batch, Calibration, Disk, Engine, Graph, Layer, Plan,
 from explorer.graph.memory import free_bytes
 from explorer.recipe import Recipe, TensorScheme
 from explorer.sources import Batch as Images
-from explorer.sources import Data, LoadedModel, Preprocess, check_shape, load_data, load_model
+from explorer.sources import Data, LoadedModel, Preprocess, check_shape, load_data, load_model, sha256_of
 from explorer.study import Examples, Resolver
 from explorer.study.metrics import ErrorSums
 
@@ -115,7 +115,10 @@ class Stream:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What sessions may share, since nobody writes to it: the captured network, its images and statistics."""
+    """What sessions may share, since nobody writes to it: the captured network, its images and statistics.
+
+    ``weights_sha256`` is that of the network's state_dict as it was loaded, in the order of its names.
+    """
 
     name: str
     graph: Graph
@@ -129,6 +132,23 @@ class Subject:
     preprocess: Preprocess | None
     calibration_name: str
     calibration_images: int
+    weights_sha256: str
+
+    def images_sha256(self, images: int | None = None) -> str:
+        """The sha256 of the first evaluation images as the network sees them, and of their labels.
+
+        Args:
+            images: how many, None for all.
+        """
+
+        def parts() -> Iterator[tuple[str, Tensor]]:
+            for examples in self.evaluation.batches(images):
+                for row, index in enumerate(examples.indices):
+                    yield f"image {index}", examples.batch.images[row]
+                    if examples.labels is not None:
+                        yield "label", examples.labels[row]
+
+        return sha256_of(parts())
 
     def calibration_batches(self) -> Iterator[Batch]:
         """The images that set fixed ranges, batch by batch."""
@@ -175,6 +195,8 @@ def make_subject(
     else:
         check_shape(images, example)
         check_shape(tuning, example)
+    # Of the network as it was loaded: folding makes other numbers of it.
+    weights = sha256_of(sorted(loaded.module.state_dict().items()))
     graph = capture(loaded.module, example, fold)
     engine = Engine(graph, _store_for(store_bytes, store_folder))
     if store_bytes is not None:
@@ -203,4 +225,5 @@ def make_subject(
         preprocess=loaded.preprocess,
         calibration_name=f"{wanted} images of {tuning.name}{shared}",
         calibration_images=wanted,
+        weights_sha256=weights,
     )

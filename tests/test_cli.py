@@ -129,6 +129,37 @@ def test_sensitivity(folder, tmp_path):
         assert row["interval"][0] <= row["value"] <= row["interval"][1]
 
 
+def test_tables_and_node_data_are_written(folder, tmp_path):
+    files = [f"{tmp_path}/{name}" for name in ("t.csv", "t.parquet", "nodes.json", "more.json", "rows.json")]
+    assert (
+        main(["layers", *of(folder), "--csv", files[0], "--parquet", files[1], "--node-data", files[2]]) == 0
+    )
+    lines = Path(files[0]).read_text().splitlines()
+    assert lines[0].startswith("name,op,shape") and [line.split(",")[0] for line in lines[1:]] == [
+        "stem", "mid", "fc",
+    ]  # fmt: skip
+    assert Path(files[1]).read_bytes()[:4] == b"PAR1"
+    assert main(["evaluate", *of(folder), "--limit", "10", "--node-data", files[3]]) == 0
+    command = ["sensitivity", *of(folder), "--limit", "10", "--formats", "int2", "--node-data", files[4]]
+    assert main(command) == 0
+    for file in files[2:]:
+        assert len(json.loads(Path(file).read_text())["graph"]["results"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["layers", "--score", "macs"], "there is no --node-data"),
+        (["layers", "--node-data", "x", "--score", "mac"], "Did you mean 'macs'?"),
+        (["layers", "--node-data", "x", "--score", "input_sqnr_db"], "takes an evaluation"),
+        (["sensitivity", "--node-data", "x"], "name one format"),
+    ],
+)
+def test_node_data_of_nothing_are_refused(folder, capsys, arguments, sentence):
+    assert main([arguments[0], *of(folder), *arguments[1:]]) == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_people_get_text(folder, capsys):
     assert main(["evaluate", "--model", f"{folder}/mine.py:net", "--data", f"{folder}/mine.py:data"]) == 0
     text = capsys.readouterr().out

@@ -11,15 +11,20 @@ from explorer.sources.data import (
     from_loader,
     load_data,
 )
+from explorer.sources.digests import sha256_of
 from explorer.sources.files import atomic_write
 from explorer.sources.foreign import FOREIGN_SUFFIXES, read_foreign
 from explorer.sources.models import LoadedModel, load_model, load_weights, read_checkpoint
+from explorer.sources.nodedata import NODE_SCORES, node_data
 from explorer.sources.preprocess import Preprocess
 from explorer.sources.recipes import load_recipe
+from explorer.sources.tables import TABLE_FORMATS, csv_bytes, parquet_bytes
 from explorer.sources.zoo import ZOO
 
 __all__ = [
     "FOREIGN_SUFFIXES",
+    "NODE_SCORES",
+    "TABLE_FORMATS",
     "ZOO",
     "ZOO_DATA",
     "ArrayData",
@@ -31,11 +36,15 @@ __all__ = [
     "Subset",
     "atomic_write",
     "check_shape",
+    "csv_bytes",
     "from_loader",
     "load_data",
     "load_model",
     "load_recipe",
     "load_weights",
+    "node_data",
+    "parquet_bytes",
     "read_checkpoint",
     "read_foreign",
+    "sha256_of",
 ]
