@@ -30,6 +30,7 @@ from explorer.study import (
     Diagnosis,
     Evaluation,
 )
+from explorer.study.depth import IMAGES as DEEP
 from explorer.study.diagnosis import IMAGES as DIAGNOSED
 from explorer.study.evaluate import finite
 from explorer.study.metrics import Interval
@@ -160,6 +161,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     shares.add_argument(
         "--measure", default="kl", metavar="MEASURE", help=f"{', '.join(MEASURES)} (default: %(default)s)"
+    )
+    commands.add_parser(
+        "depth",
+        parents=[common, answer, limited],
+        help=f"where the error is born and where it grows, layer by layer, on {DEEP} images or on --limit",
     )
     commands.add_parser(
         "diagnose",
@@ -411,6 +417,21 @@ def _additivity(session: Session, options: argparse.Namespace) -> None:
     _line("whole, measured", f"{found.measured:.4g}", f"95% interval {low:.4g} to {high:.4g}")
 
 
+def _depth(session: Session, options: argparse.Namespace) -> None:
+    total = session.subject.evaluation.count(options.limit or DEEP)
+    table = _last(session.depth_steps(images=total), total, lambda t: int(t["images"].max()))
+    rows = _records(table.drop(columns=["images", "complete"]))
+    for row in rows:
+        for kind in ("local", "cumulative"):
+            row[f"{kind}_interval"] = [row.pop(f"{kind}_low"), row.pop(f"{kind}_high")]
+    result = {"model": session.model_name, "data": session.data_name, "images": total, "layers": rows}
+    if _write(result, options.json):
+        print(
+            f"SQNR of each layer's output, dB, on {total:,} images of {session.data_name}, with 95% intervals"
+        )
+        print(table.drop(columns=["images", "complete"]).to_string(index=False, float_format="%.2f"))
+
+
 def _diagnose(session: Session, options: argparse.Namespace) -> None:
     images = options.limit or DIAGNOSED
     total = session.subject.evaluation.count(images)
@@ -489,6 +510,7 @@ QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], None]] = {
     "sensitivity": _sensitivity,
     "additivity": _additivity,
     "resolve": _resolve,
+    "depth": _depth,
     "diagnose": _diagnose,
     "foreign": _foreign,
 }

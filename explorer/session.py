@@ -57,6 +57,7 @@ from explorer.study import (
     by_loss,
     compare_steps,
     curve_steps,
+    depth_steps,
     diagnosis_steps,
     dynamic_channels,
     effect,
@@ -71,6 +72,7 @@ from explorer.study import (
     rows_without,
     weight_channels,
 )
+from explorer.study.depth import IMAGES as DEEP
 from explorer.study.diagnosis import IMAGES as DIAGNOSED
 from explorer.study.evaluate import check_interval
 from explorer.study.grouped import Grouped, grouped_input, grouped_weight
@@ -551,6 +553,32 @@ class Session:
         if not sweep.rows:
             raise SchemeError("The present recipe quantizes nothing, so there is nothing to add up.")
         return additivity(sweep, method)
+
+    def depth_steps(
+        self, recipe: Recipe | str | None = None, images: int | None = DEEP
+    ) -> Iterator[pd.DataFrame]:
+        """Where a recipe's error is born and how it grows: sharper and sharper tables, a row for each layer.
+
+        The columns are the fields of :class:`explorer.study.Depth`: the SQNR of each layer's output when only this
+        layer is quantized and its inputs are the float network's (``local_db``), and when all up to here is
+        (``cumulative_db``), with 95% intervals for the images that these were drawn from.
+
+        Args:
+            recipe: a recipe or a preset's name, the present one if None.
+            images: how many evaluation images, None for all.
+
+        Raises:
+            RecipeError, DataError: as in :meth:`evaluate_steps`.
+        """
+        chosen, stream = self._chosen(recipe), self.subject.evaluation
+        total = stream.count(images)
+        yield from depth_steps(
+            self.engine, self.subject.floats, self.plan(chosen), stream.batches(total), total
+        )
+
+    def depth(self, recipe: Recipe | str | None = None, images: int | None = DEEP) -> pd.DataFrame:
+        """The last of the tables of :meth:`depth_steps`."""
+        return deque(self.depth_steps(recipe, images), maxlen=1)[0]
 
     def diagnose_steps(
         self, recipe: Recipe | str | None = None, images: int | None = DIAGNOSED

@@ -119,6 +119,18 @@ def test_additivity(folder, tmp_path, capsys):
     assert "whole, measured" in capsys.readouterr().out
 
 
+def test_depth(folder, tmp_path, capsys):
+    command = ["depth", *of(folder), "--recipe", "w4a8", "--limit", "60", "--json", f"{tmp_path}/out.json"]
+    assert main(command) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["images"] == 60 and [row["layer"] for row in found["layers"]] == ["stem", "mid", "fc"]
+    for row in found["layers"]:
+        for kind in ("local", "cumulative"):
+            low, high = row[f"{kind}_interval"]
+            assert low < row[f"{kind}_db"] < high
+    assert "dB, on 60 images" in capsys.readouterr().out
+
+
 def test_sensitivity(folder, tmp_path):
     command = ["sensitivity", *of(folder, "images.npz"), "--formats", "int8,int2", "--measure", "sqnr"]
     assert main([*command, "--json", f"{tmp_path}/out.json"]) == 0

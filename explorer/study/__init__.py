@@ -5,6 +5,7 @@ from __future__ import annotations
 from explorer.study.channels import Channels, dynamic_channels, input_channels, weight_channels
 from explorer.study.compare import Comparison, compare_steps
 from explorer.study.curve import Curves, Effect, curve_steps, effect
+from explorer.study.depth import Depth, depth_steps
 from explorer.study.diagnosis import Diagnosis, Finding, Patient, diagnosis_steps
 from explorer.study.evaluate import Evaluation, Examples, Flip, LayerReport, evaluate_steps, layer_reports
 from explorer.study.foreign import Against, ForeignParameters, ForeignTensor, Ours, against_of
@@ -32,6 +33,7 @@ __all__ = [
     "Channels",
     "Comparison",
     "Curves",
+    "Depth",
     "Diagnosis",
     "Effect",
     "ErrorSums",
@@ -59,6 +61,7 @@ __all__ = [
     "by_loss",
     "compare_steps",
     "curve_steps",
+    "depth_steps",
     "diagnosis_steps",
     "dynamic_channels",
     "effect",

@@ -18,10 +18,12 @@ from explorer.errors import ExplorerError, JobError
 from explorer.recipe import Recipe
 from explorer.session import Session
 from explorer.study import Additivity, Evaluation
+from explorer.study.depth import IMAGES as DEEP
 from explorer.study.diagnosis import IMAGES as CHANGED
 from explorer.study.evaluate import NARROW
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
 from explorer.views import kit, theme
+from explorer.views.depthview import DepthView
 from explorer.views.diagnosisview import DiagnosisView
 from explorer.views.estimates import Estimates
 from explorer.views.flips import FlipGallery
@@ -39,7 +41,7 @@ from explorer.views.toolbar import Toolbar
 log = logging.getLogger(__name__)
 TITLE = "Quantization Explorer"
 MAP, TIERS, BARS, FLIPS = "Sensitivity", "Estimates", "SQNR by layer", "Flips"
-CAUSES = "Diagnosis"
+CAUSES, DEPTH = "Diagnosis", "Depth"
 # When an evaluation ends: the width of the interval of the difference to float, as a share.
 STOPS = {
     "all images": None,
@@ -74,11 +76,13 @@ class Page:
         self.flips = FlipGallery(self.state, self.publisher)
         self.bars = LayerBars(self.state, self.publisher)
         self.causes = DiagnosisView(self.state, self.publisher, min(images or CHANGED, CHANGED))
+        self.depth = DepthView(self.state, self.publisher, min(images or DEEP, DEEP))
         # What stands below the chosen tensor, in the order in which it is offered.
         self.below: dict[str, Part] = {
             MAP: self.map,
             TIERS: self.estimates,
             BARS: self.bars,
+            DEPTH: self.depth,
             FLIPS: self.flips,
             CAUSES: self.causes,
         }
@@ -280,6 +284,7 @@ class Page:
         for runner in (
             self.evaluator, self.filler, self.reader, self.adder,
             self.map.runner, self.flips.runner, self.causes.runner,
+            self.depth.runner,
         ):  # fmt: skip
             runner.close()
         self.tensor.close()
