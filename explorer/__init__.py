@@ -11,7 +11,7 @@ from __future__ import annotations
 from explorer.errors import ExplorerError
 from explorer.recipe import LayerConfig, Recipe, TensorScheme
 from explorer.session import Session
-from explorer.study import Evaluation, Histogram
+from explorer.study import Evaluation, Histogram, styled
 from explorer.tensor import Quantized, fake_quantize, quantize
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "TensorScheme",
     "fake_quantize",
     "quantize",
+    "styled",
 ]

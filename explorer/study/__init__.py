@@ -19,6 +19,7 @@ from explorer.study.ranges import Resolver, Resolving, by_loss
 from explorer.study.rivals import Rival, rivals
 from explorer.study.rules import RULES
 from explorer.study.sensitivity import METHODS, Additivity, additivity
+from explorer.study.shown import Drawn, Told, styled
 from explorer.study.sweep import DEFAULT_FORMATS, OWN, TENSOR_CHOICES, Sweep, rows_for, rows_without
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Curves",
     "Depth",
     "Diagnosis",
+    "Drawn",
     "Effect",
     "ErrorSums",
     "Evaluation",
@@ -56,6 +58,7 @@ __all__ = [
     "Rival",
     "Source",
     "Sweep",
+    "Told",
     "additivity",
     "against_of",
     "by_loss",
@@ -78,6 +81,7 @@ __all__ = [
     "rows_for",
     "rows_without",
     "skewed_interval",
+    "styled",
     "weight_channels",
     "wilson",
 ]

@@ -19,13 +19,14 @@ from explorer.calibrate import Sample, quantile
 from explorer.formats import Channel, FloatFormat, QParams, encode, fake_quantize_
 from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import TensorScheme
+from explorer.study.shown import Drawn
 from explorer.tensor import apply
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 
 
 @dataclass(frozen=True, eq=False)
-class Channels:
+class Channels(Drawn):
     """A tensor channel by channel; the output channels of a weight, the channels of an activation.
 
     Arrays are float64 ``(channels,)`` in real units unless said otherwise.

@@ -25,6 +25,7 @@ from explorer.study.evaluate import (
     stop_reason,
 )
 from explorer.study.metrics import Interval, mean_interval, paired, sample_size, wilson
+from explorer.study.shown import Told
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Told):
     """Two recipes for one network on the same images so far; every difference is ``a`` minus ``b``.
 
     Args:

@@ -19,6 +19,7 @@ from explorer.recipe import TensorScheme
 from explorer.study.grouped import Grouped
 from explorer.study.metrics import ErrorSums
 from explorer.study.numberline import outside
+from explorer.study.shown import Drawn
 
 # The coarse candidates of a search, from where anything but the range's middle is left.
 SHARES = np.arange(5, 101) / 100
@@ -46,7 +47,7 @@ class Curve:
 
 
 @dataclass(frozen=True, eq=False)
-class Curves:
+class Curves(Drawn):
     """The objectives of one tensor so far.
 
     Args:

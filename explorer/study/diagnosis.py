@@ -32,6 +32,7 @@ from explorer.study.evaluate import Examples, Reference, ScoreList, finite, weig
 from explorer.study.measures import MEASURES
 from explorer.study.metrics import ErrorSums, Interval
 from explorer.study.rules import RULES, Facts, groups_of, shape_of
+from explorer.study.shown import Told
 from explorer.tensor import fit_tensor
 
 # Calibration images that are looked at, and evaluation images that changes are tried on unless said otherwise.
@@ -116,7 +117,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Told):
     """What the rules have found under a recipe, the best change first.
 
     Args:

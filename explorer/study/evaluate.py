@@ -30,6 +30,7 @@ from explorer.study.metrics import (
     skewed_interval,
     wilson,
 )
+from explorer.study.shown import Told
 from explorer.tensor import bits_per_value
 
 # An evaluation does not stop before so many images, however wide the interval may be.
@@ -95,7 +96,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Told):
     """What a recipe does to the network, on the images so far.
 
     Args:

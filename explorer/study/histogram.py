@@ -13,10 +13,11 @@ from explorer.calibrate import Sample
 from explorer.formats import MOST_VALUES, FloatFormat, QParams
 from explorer.recipe import TensorScheme
 from explorer.study.metrics import ErrorSums
+from explorer.study.shown import Drawn
 
 
 @dataclass(frozen=True, eq=False)
-class Histogram:
+class Histogram(Drawn):
     """A tensor's distribution before and after quantization.
 
     Args:

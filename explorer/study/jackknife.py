@@ -33,6 +33,7 @@ from explorer.formats import CodebookFormat, QParams, check_finite
 from explorer.graph import Batch, Engine, Layer, Plan
 from explorer.recipe import TensorScheme
 from explorer.study.evaluate import Examples, finite
+from explorer.study.shown import Drawn
 
 # Objectives whose range follows from the extremes of each batch.
 FROM_EXTREMES = (MinMax, MovingAverage)
@@ -63,7 +64,7 @@ class Influence:
 
 
 @dataclass(frozen=True, eq=False)
-class Jackknife:
+class Jackknife(Drawn):
     """How the fixed range of a layer's input hangs on the calibration images.
 
     Ranges are those that are kept (what the lowest and highest code stand for), float64, real units.

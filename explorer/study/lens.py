@@ -19,6 +19,7 @@ from explorer.errors import SchemeError
 from explorer.formats import CONVENTIONS, IntegerFormat, QParams, encode, fake_quantize_
 from explorer.scheme import TensorScheme
 from explorer.study.metrics import ErrorSums
+from explorer.study.shown import Told
 
 EXAMPLES = 6
 
@@ -57,7 +58,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Lens:
+class Lens(Told):
     """One tensor under every convention.
 
     Args:

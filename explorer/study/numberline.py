@@ -13,13 +13,14 @@ from explorer.errors import SchemeError
 from explorer.formats import FloatFormat
 from explorer.study.grouped import Grouped, common_levels, in_own_units, level_places, level_values
 from explorer.study.metrics import ErrorSums
+from explorer.study.shown import Drawn
 
 # What lies beyond the last level by no more than this share of it is rounding of float32, not clipping.
 SLACK = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class NumberLine:
+class NumberLine(Drawn):
     """The levels of a tensor over its distribution, with the squared error of each.
 
     Positions are real values; of several groups at once they are in units of each group's own scale (codes of

@@ -21,6 +21,7 @@ from explorer.study.instant import INSTANT, instant_steps
 from explorer.study.local import OUTPUT_IMAGES, fill_weights, output_steps
 from explorer.study.measures import Estimate
 from explorer.study.metrics import Interval
+from explorer.study.shown import Told
 from explorer.study.sweep import EXACT, Board, Pace, Row, Sweep
 
 WEIGHT, OUTPUT, WITHOUT = "weight", "output", "leave_one_out"
@@ -203,7 +204,7 @@ METHODS: dict[str, Method] = {
 
 
 @dataclass(frozen=True)
-class Additivity:
+class Additivity(Told):
     """Whether the parts of a recipe add up to the whole.
 
     Args:

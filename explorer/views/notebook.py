@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _server: ThreadingHTTPServer | None = None
+_page = False
 
 
 def in_notebook() -> bool:
@@ -53,11 +54,35 @@ def serve_files() -> str:
     return f"http://127.0.0.1:{_server.server_port}/"
 
 
+def stay_here() -> None:
+    """In a notebook, have Panel take its files from this machine; call it before Panel is imported elsewhere."""
+    if in_notebook() and "panel" not in sys.modules:
+        os.environ.setdefault("PANEL_CDN_ROOT", serve_files())
+
+
 def prepare() -> None:
     """Make Panel ready for a notebook without a network; call it before Panel is imported elsewhere."""
-    if "panel" not in sys.modules:
-        os.environ.setdefault("PANEL_CDN_ROOT", serve_files())
+    global _page
+    stay_here()
     import panel as pn
     import panel_material_ui  # noqa: F401  (its bundle is put into the notebook by the extension)
 
     pn.extension("tabulator", inline=True)
+    _page = True
+
+
+def has_page() -> bool:
+    """Whether the page's scripts, BokehJS among them, have been put into the notebook."""
+    return _page
+
+
+def cell() -> tuple[str, int]:
+    """The cell that is being run, and which run of the kernel's it is; nothing and 0 outside of a notebook.
+
+    Not every front end says which cell it is: then the name is empty.
+    """
+    if not in_notebook():
+        return "", 0
+    shell = sys.modules["IPython"].get_ipython()
+    message = shell.kernel.get_parent() or {}
+    return str(message.get("metadata", {}).get("cellId", "")), int(shell.execution_count)

@@ -44,10 +44,11 @@ HINT = "Drag the dashed edge, or the slider: the range that is kept goes into th
 class CurvesFigure:
     """Relative cost by share: a line for each objective with a cost, a mark where each chooses.
 
-    ``figure`` is the Bokeh model; ``moved`` is called with the share to which its edge was dragged.
+    ``figure`` is the Bokeh model; ``moved`` is called with the share to which its edge was dragged.  Without it the
+    edge stands still.
     """
 
-    def __init__(self, moved: Callable[[float], None]) -> None:
+    def __init__(self, moved: Callable[[float], None] | None = None) -> None:
         self._moved = moved
         self._quiet = False
         self.lines = ColumnDataSource({"x": [], "y": [], "colour": [], "width": [], "name": []})
@@ -60,7 +61,7 @@ class CurvesFigure:
             y_axis_label="relative cost",
         )  # fmt: skip
         self.box = BoxAnnotation(
-            left=0, right=1, editable=True, movable="none", resizable="right",
+            left=0, right=1, editable=moved is not None, movable="none", resizable="right",
             fill_color=theme.RANGE, fill_alpha=0.08, line_color=theme.RANGE, line_width=2, line_dash="dashed",
         )  # fmt: skip
         self._draw()
@@ -87,10 +88,11 @@ class CurvesFigure:
                 ],
             )
         )
-        self.box.on_change("right", lambda _a, _o, new: self._dragged(new))
+        if self._moved is not None:
+            self.box.on_change("right", lambda _a, _o, new: self._dragged(new))
 
     def _dragged(self, right: Any) -> None:
-        if not self._quiet and isinstance(right, int | float):
+        if self._moved is not None and not self._quiet and isinstance(right, int | float):
             self._moved(float(right))
 
     def hold(self, share: float) -> None:
@@ -217,16 +219,21 @@ class ObjectiveView(TensorView):
 
     def draw(self, found: tuple[tuple[object, ...], Curves]) -> None:
         self._known = found
-        places = {curve.objective: _place(curve.objective) for curve in found[1].curves}
-        colours = {name: COLOURS[place % len(COLOURS)] for name, place in places.items()}
-        inorder = sorted(found[1].curves, key=lambda curve: places[curve.objective])
-        curves = replace(found[1], curves=tuple(inorder))
+        curves, colours = coloured(found[1])
         self.plot.update(curves, colours)
         present = curves.present
         if present is not None and not self.moving.active:
             self._put(present.share, edge=True)
         self.key.object = _key(curves, colours)
-        self.say(_caption(curves))
+        self.say(said(curves))
+
+
+def coloured(found: Curves) -> tuple[Curves, dict[str, str]]:
+    """The curves in the order of the table of objectives, and the colour of each."""
+    places = {curve.objective: _place(curve.objective) for curve in found.curves}
+    colours = {name: COLOURS[place % len(COLOURS)] for name, place in places.items()}
+    inorder = sorted(found.curves, key=lambda curve: places[curve.objective])
+    return replace(found, curves=tuple(inorder)), colours
 
 
 def _place(objective: str) -> int:
@@ -244,7 +251,8 @@ def _key(curves: Curves, colours: dict[str, str]) -> str:
     return f'<div class="key">{"".join(parts)}</div>'
 
 
-def _caption(curves: Curves) -> str:
+def said(curves: Curves) -> str:
+    """What the curves show, in a line of HTML."""
     many = (
         f", summed over {curves.groups:,} groups that shrink alike; a mark is what the middle group keeps by itself"
         if curves.groups > 1

@@ -8,7 +8,7 @@ from explorer.recipe import Recipe
 from explorer.study import Evaluation
 from explorer.views import kit, theme
 from explorer.views.state import PageState
-from explorer.views.text import NOTHING, added_up, decibels, kilobytes, large, percent, points, ratio
+from explorer.views.text import NOTHING, added_up, decibels, kilobytes, large, percent, points, ratio, seen
 
 CSS = (
     theme.TOKENS
@@ -52,15 +52,6 @@ def card(name: str, value: str, side: str, note: str, look: str = "", mood: str 
         f'<div class="main"><span class="value {mood}">{value}</span><span class="side">{side}</span></div>'
         f'<div class="note">{note}</div></div>'
     )
-
-
-def seen(e: Evaluation) -> str:
-    """From how many images an evaluation is, and whether more are to come."""
-    if e.complete:
-        return f"{e.images:,} images"
-    if e.stopped:
-        return f"{e.stopped} at {e.images:,} of {e.total_images:,} images"
-    return f"estimate from {e.images:,} of {e.total_images:,} images"
 
 
 def _accuracy(e: Evaluation | None, look: str) -> list[str]:

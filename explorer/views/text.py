@@ -6,7 +6,7 @@ import math
 from html import escape
 
 from explorer.errors import ExplorerError
-from explorer.study import Additivity, Histogram, NumberLine
+from explorer.study import Additivity, Evaluation, Histogram, NumberLine
 
 NOTHING = "–"  # noqa: RUF001 (an en dash stands for "no value")
 
@@ -117,6 +117,39 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
+def seen(e: Evaluation) -> str:
+    """From how many images an evaluation is, and whether more are to come."""
+    if e.complete:
+        return f"{e.images:,} images"
+    if e.stopped:
+        return f"{e.stopped} at {e.images:,} of {e.total_images:,} images"
+    return f"estimate from {e.images:,} of {e.total_images:,} images"
+
+
+def amount(value: float, measure: str) -> str:
+    """A value of one of the measures with its unit.
+
+    >>> amount(0.01234, "kl"), amount(0.0125, "top1"), amount(31.27, "sqnr")
+    ('0.01234 nats', '+1.25 points', '31.3 dB')
+    """
+    if math.isnan(value):
+        return NOTHING
+    if measure == "sqnr":
+        return decibels(value)
+    return f"{points(value)} points" if measure == "top1" else f"{number(value)} nats"
+
+
+def extent(interval: tuple[float, float], measure: str) -> str:
+    """An interval of a measure with its unit.
+
+    >>> extent((0.01, 0.0234), "kl")
+    '0.01 … 0.0234 nats'
+    """
+    low, units = amount(interval[0], measure), (" dB", " points", " nats")
+    shared = next((unit for unit in units if low.endswith(unit)), "")
+    return f"{low.removesuffix(shared)} … {amount(interval[1], measure)}"
+
+
 def added_up(a: Additivity) -> str:
     """Whether the layers' own shares add up to the whole, in a sentence."""
     low, high = a.interval
@@ -127,8 +160,8 @@ def added_up(a: Additivity) -> str:
     else:
         verdict = "errors add up"
     return (
-        f"The layers' own shares ({a.method}) add up to {number(a.predicted)} nats, measured "
-        f"{number(a.measured)} ({number(low)} … {number(high)}): {verdict}."
+        f"The layers' own shares ({a.method}) add up to {amount(a.predicted, a.measure)}, measured "
+        f"{amount(a.measured, a.measure)} ({extent(a.interval, a.measure)}): {verdict}."
     )
 
 
