@@ -87,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="R",
         help=f"{', '.join(PRESETS)}, or a file (default: %(default)s)",
     )
+    kept = argparse.ArgumentParser(add_help=False)
+    kept.add_argument(
+        "--project", metavar="FOLDER", help="keep the configurations that are tried in this folder"
+    )
     answer = argparse.ArgumentParser(add_help=False)
     answer.add_argument(
         "--json", metavar="OUT", help="write the result as JSON to this file (- for standard output)"
@@ -116,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     measured = commands.add_parser(
         "evaluate",
-        parents=[common, answer, limited, narrow, nodes],
+        parents=[common, answer, limited, narrow, nodes, kept],
         help="what a recipe does to accuracy, size and SQNR",
     )
     for command, first in ((listed, "weight_sqnr_db"), (measured, "input_sqnr_db")):
@@ -126,9 +130,17 @@ def _parser() -> argparse.ArgumentParser:
             help=f"which number --node-data writes: {', '.join(NODE_SCORES)} (default: {first})",
         )
     against = commands.add_parser(
-        "compare", parents=[common, answer, limited, narrow], help="which of two recipes does better"
+        "compare",
+        parents=[common, answer, limited, narrow],
+        help="which of two recipes does better; of more, in what each two differ",
     )
-    against.add_argument("--against", required=True, metavar="R", help="the other recipe: a preset or a file")
+    against.add_argument(
+        "--against", required=True, nargs="+", metavar="R", help="other recipes: presets or files"
+    )
+    tried = commands.add_parser(
+        "history", parents=[common, answer, tables], help="the configurations that a project folder has"
+    )
+    tried.add_argument("--project", metavar="FOLDER", required=True, help="the folder")
     sweep = commands.add_parser(
         "sensitivity",
         parents=[common, answer, limited, tables, nodes],
@@ -185,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         "resolve", parents=[common, answer], help="the ranges that objective: cross_entropy stands for"
     )
     explicit.add_argument("--yaml", metavar="OUT", help="write the explicit recipe to this file")
-    serve = commands.add_parser("serve", parents=[common], help="open the page")
+    serve = commands.add_parser("serve", parents=[common, kept], help="open the page")
     serve.add_argument("--port", type=int, default=5006, help="default: %(default)s")
     serve.add_argument("--address", default="127.0.0.1", help="default: %(default)s")
     serve.add_argument("--show", action="store_true", help="open a browser")
@@ -214,6 +226,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "fold": not options.no_fold,
         "store_bytes": options.store_bytes,
         "store_folder": options.store_folder,
+        "project": getattr(options, "project", None),
     }
 
 
@@ -324,14 +337,17 @@ def _evaluate(session: Session, options: argparse.Namespace) -> None:
 
 
 def _compare(session: Session, options: argparse.Namespace) -> None:
+    if len(options.against) > 1:
+        _compare_many(session, options)
+        return
     total = session.subject.evaluation.count(options.limit)
     steps = session.compare_steps(
-        session.recipe, load_recipe(options.against), options.limit, options.interval
+        session.recipe, load_recipe(options.against[0]), options.limit, options.interval
     )
     result: Comparison = _last(steps, total, lambda c: c.images)
     if not _write(result.to_dict(), options.json):
         return
-    print(f"{result.model}, {options.recipe} against {options.against}, on {_seen(result)}")
+    print(f"{result.model}, {options.recipe} against {options.against[0]}, on {_seen(result)}")
     _line(_accuracy_name(result), f"{_percent(result.a.top1)} against {_percent(result.b.top1)}")
     flips = f"   ({result.won} right only in the first, {result.lost} only in the second)"
     _line("difference, paired", _points(result.delta), _interval(result.delta_interval, _points) + flips)
@@ -344,6 +360,47 @@ def _compare(session: Session, options: argparse.Namespace) -> None:
     for difference in result.differences:
         print(f"  {difference}")
     print(result.verdict)
+
+
+def _compare_many(session: Session, options: argparse.Namespace) -> None:
+    if options.interval is not None:
+        raise ExplorerError(
+            "--interval stops a comparison of two recipes; of more, leave it out and use --limit."
+        )
+    names = [options.recipe, *options.against]
+    recipes = [session.recipe, *map(load_recipe, options.against)]
+    total = session.subject.evaluation.count(options.limit)
+    for recipe in dict.fromkeys(recipes):
+        _last(session.evaluate_steps(recipe, options.limit), total, lambda e: e.images)
+    found = session.differences(recipes, options.limit, names)
+    result = {"model": session.model_name, "data": session.data_name, "images": total, **found.to_dict()}
+    if not _write(result, options.json):
+        return
+    print(f"{session.model_name} on {total:,} images of {session.data_name}")
+    for pair in found.pairs:
+        print(f"{pair.a} against {pair.b}: {pair.verdict}")
+        if pair.delta is not None and pair.delta_interval is not None:
+            _line(
+                "agreement" if found.agreement else "top-1",
+                _points(pair.delta),
+                _interval(pair.delta_interval, _points),
+            )
+        _line("size", f"{pair.size_delta:+,} bytes")
+        _line("BOPs for one image", f"{pair.bops_delta:+,}")
+    if found.rows:
+        print(found.layers.to_string(index=False))
+
+
+def _history(session: Session, options: argparse.Namespace) -> None:
+    table = session.trials()
+    _write_tables(table, options)
+    result = {"model": session.model_name, "data": session.data_name, "rows": _records(table)}
+    if not _write(result, options.json):
+        return
+    print(f"{session.model_name} on {session.data_name}; configurations in {options.project}: {len(table)}")
+    if len(table):
+        shown = table[["label", "top1", "delta_low", "delta_high", "images", "size_bytes", "bops", "time"]]
+        print(shown.to_string(index=False, na_rep="-", float_format="%.4f"))
 
 
 def _seen(result: Evaluation | Comparison) -> str:
@@ -507,6 +564,7 @@ QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], None]] = {
     "layers": _layers,
     "evaluate": _evaluate,
     "compare": _compare,
+    "history": _history,
     "sensitivity": _sensitivity,
     "additivity": _additivity,
     "resolve": _resolve,

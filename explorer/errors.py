@@ -12,6 +12,7 @@
     +-- DataError         images or labels that cannot be read or do not fit the network
     +-- LayerError        a layer name that the network does not have
     +-- JobError          a computation that cannot be carried on
+    +-- ProjectError      a project folder that cannot be used, or a name that does not fit
 
 A message is one sentence or two: what was given, what is wrong, and the nearest right word.
 """
@@ -60,6 +61,10 @@ class LayerError(ExplorerError):
 
 class JobError(ExplorerError):
     """A computation that cannot be carried on."""
+
+
+class ProjectError(ExplorerError):
+    """A project folder that cannot be used, or a configuration's name that does not fit."""
 
 
 def nearest(word: object, choices: Iterable[str]) -> str:

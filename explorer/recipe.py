@@ -237,6 +237,18 @@ class Recipe:
         for name in names:
             self.config(name)
 
+    def fitting(self, names: Iterable[str]) -> tuple[Recipe, tuple[str, ...]]:
+        """The part of this recipe whose lines name layers, and the patterns of the lines that name none.
+
+        >>> recipe = Recipe.preset("w8a8").with_layer("fc", weight={"format": "int4"})
+        >>> recipe.with_layer("head", weight={"format": "int4"}).fitting(["stem", "fc"]) == (recipe, ("head",))
+        True
+        """
+        names = list(names)
+        strange = {line.pattern for line in self.layers if not any(line.matches(name) for name in names)}
+        fits = tuple(line for line in self.layers if line.pattern not in strange)
+        return replace(self, layers=fits), tuple(p.pattern for p in self.layers if p.pattern in strange)
+
     def diff(self, other: Recipe, names: Iterable[str] | None = None) -> tuple[Difference, ...]:
         """What changes from this recipe to ``other``.
 
@@ -306,6 +318,15 @@ class Recipe:
     def digest(self) -> str:
         """A short name for what the recipe says."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=8).hexdigest()
+
+    @staticmethod
+    def from_dict(values: Any) -> Recipe:
+        """A recipe from what :meth:`to_dict` has made.
+
+        Raises:
+            RecipeError: with the place and the nearest right word.
+        """
+        return _from_data(values, {})
 
     @staticmethod
     def from_yaml(text: str) -> Recipe:

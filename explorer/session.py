@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -18,6 +19,7 @@ from explorer.errors import (
     LayerError,
     ModelError,
     ParametersError,
+    ProjectError,
     RecipeError,
     SchemeError,
     nearest,
@@ -26,8 +28,8 @@ from explorer.errors import (
 from explorer.formats import FloatFormat, IntegerFormat, QParams, encode, fake_quantize_
 from explorer.graph import Batch, Calibration, Engine, Graph, Layer, Plan, plan
 from explorer.graph.fakequant import quantize_activation
-from explorer.recipe import Recipe, TensorScheme
-from explorer.sources import LoadedModel, Preprocess, read_foreign
+from explorer.recipe import PRESETS, Recipe, TensorScheme
+from explorer.sources import LoadedModel, Preprocess, Project, read_foreign
 from explorer.study import (
     DEFAULT_FORMATS,
     MEASURES,
@@ -39,6 +41,7 @@ from explorer.study import (
     Comparison,
     Curves,
     Diagnosis,
+    Differences,
     Effect,
     Evaluation,
     ForeignParameters,
@@ -48,10 +51,13 @@ from explorer.study import (
     Lens,
     NumberLine,
     Ours,
+    Outcome,
     Patient,
     Resolving,
     Source,
     Sweep,
+    Trial,
+    Trials,
     additivity,
     against_of,
     by_loss,
@@ -80,6 +86,8 @@ from explorer.study.histogram import clipped_share
 from explorer.study.local import output_error
 from explorer.study.rivals import LADDER, Rival, rivals
 from explorer.study.rivals import table as rivals_table
+from explorer.study.trials import changes, counts, differences
+from explorer.study.trials import table as trials_table
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
 from explorer.tensor import SchemeLike, apply, as_scheme, entropy_bits, fit_tensor, oversized
 
@@ -111,9 +119,11 @@ class Session:
         store_folder: keeps what takes long to compute for other processes; None keeps it in memory only.
         subject: a network and images that another session has loaded; the arguments above, ``recipe`` apart,
             are then left out.
+        project: a folder of yours in which the configurations tried outlive the process; None keeps them in memory.
 
     Raises:
         ModelError, CheckpointError, DataError, RecipeError: for what cannot be read or does not fit.
+        ProjectError: for a project folder that cannot be written to.
     """
 
     def __init__(
@@ -132,6 +142,7 @@ class Session:
         seed: int = 0,
         subject: Subject | None = None,
         store_folder: str | os.PathLike[str] | None = None,
+        project: str | os.PathLike[str] | None = None,
     ) -> None:
         self.subject = subject or make_subject(
             model, data, calibration, evaluation, example, checkpoint, preprocess,
@@ -146,6 +157,13 @@ class Session:
         self._listeners: list[Callable[[], None]] = []
         self._histograms: dict[tuple[str, str, str, int], Histogram] = {}
         self._latest_sample: tuple[tuple[str, int], Sample] | None = None
+        self.project: Project | None = None
+        self._tried = Trials()
+        self._owner = ""
+        if project is not None:
+            about = {"model": self.model_name, "data": self.data_name}
+            self.project = Project(project, self.subject.key, about)
+            self._tried = Trials(self.project.trials(), self.project.keep)
 
     # -- what is explored -------------------------------------------------------------------------
 
@@ -238,6 +256,7 @@ class Session:
 
     def _changed(self) -> None:
         self._revision += 1
+        self._keep_steps()
         for listener in list(self._listeners):
             listener()
 
@@ -291,6 +310,140 @@ class Session:
         if not layer.quantizable:
             raise LayerError(f"The layer {name!r} stays in float: {layer.reason}.")
         return layer
+
+    # -- what was tried ---------------------------------------------------------------------------
+
+    def _trial(self, recipe: Recipe, outcome: Outcome | None = None) -> Trial:
+        now, floats = cost(self.graph, recipe), cost(self.graph, Recipe.preset("fp32"))
+        return Trial(recipe, now.size, floats.size, now.bops, floats.bops, outcome, time.time())
+
+    def _noted(self, recipe: Recipe, steps: Iterator[Evaluation]) -> Iterator[Evaluation]:
+        """The steps of an evaluation; that the recipe was tried is noted once it counts, and when they end."""
+        latest = noted = None
+        try:
+            for latest in steps:
+                if latest.stopped or (noted is None and counts(latest)):
+                    noted = latest
+                    self._tried.add(self._trial(recipe, Outcome.of(latest)))
+                yield latest
+        finally:
+            if latest is not None and latest is not noted and counts(latest):
+                self._tried.add(self._trial(recipe, Outcome.of(latest)))
+
+    def trials(self) -> pd.DataFrame:
+        """The configurations evaluated on 200 images or more, or named, one row each, the latest last.
+
+        Columns: label, name, digest, present, top1, top1_low, top1_high, delta, delta_low, delta_high, images,
+        total_images, kl, size_bytes, size_ratio, bops, bops_ratio (shares of the float network's), best_by_size,
+        best_by_bops (no other is as small and more accurate), time (UTC), changes (from the present recipe).
+        Those of earlier sessions are among them where there is a project folder.
+        """
+        return trials_table(list(self._tried), self.recipe, self.layer_names)
+
+    @property
+    def tried(self) -> Trials:
+        """The configurations tried, as values."""
+        return self._tried
+
+    def name(self, name: str, recipe: Recipe | str | None = None) -> None:
+        """Give a configuration (the present one if None) a name; an empty one takes its name away.
+
+        Raises:
+            ProjectError: for what is no name of one line, or is another configuration's or a preset's.
+        """
+        chosen = self._chosen(recipe)
+        self._tried.name(self._tried.get(chosen.digest) or self._trial(chosen), name)
+
+    def restore(self, name: str) -> None:
+        """Bring back a configuration that was tried, by its name, label or digest: one step of history.
+
+        Raises:
+            ProjectError: when there is none, with the nearest name.
+        """
+        self.recipe = self._tried.find(name).recipe
+
+    def differences(
+        self,
+        configurations: Iterable[Recipe | str],
+        images: int | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> Differences:
+        """In what two or more configurations differ: tensor by tensor, and two by two in size, BOPs and accuracy.
+
+        What has not been evaluated yet, or on fewer images, is evaluated.  Accuracies are compared image by image,
+        on those that both have seen; the interval of each pair is for this pair by itself.
+
+        Args:
+            configurations: recipes, names of presets, or names, labels and digests of what was tried.
+            images: how many images at most; None for all.
+            labels: what to call them; None for their names, their presets' or their digests.
+
+        Raises:
+            ProjectError: for fewer than two, or one that does not exist.
+            RecipeError, DataError: as in :meth:`evaluate_steps`.
+        """
+        found = [self._configuration(each) for each in configurations]
+        if len(found) < 2:
+            raise ProjectError(f"Differences are between two configurations or more, not {len(found)}.")
+        wanted = self.subject.evaluation.count(images)
+        for recipe in dict.fromkeys(found):
+            known = self._tried.get(recipe.digest)
+            if known is None or known.outcome is None or known.outcome.images < wanted:
+                self.evaluate(recipe, wanted)
+        trials = [self._tried.get(recipe.digest) for recipe in found]
+        return self.differences_of([trial for trial in trials if trial is not None], wanted, labels)
+
+    def differences_of(
+        self, trials: Sequence[Trial], images: int | None = None, labels: Sequence[str] | None = None
+    ) -> Differences:
+        """As :meth:`differences`, of trials as they are: nothing is evaluated."""
+        labels = [trial.label for trial in trials] if labels is None else list(labels)
+        twice = {label for label in labels if labels.count(label) > 1}
+        labels = [f"{label} ({i + 1})" if label in twice else label for i, label in enumerate(labels)]
+        order = self.subject.evaluation.order
+        return differences(trials, labels, self.layer_names, order, images)
+
+    def _configuration(self, which: Recipe | str) -> Recipe:
+        if isinstance(which, Recipe):
+            return self._checked(which)
+        return self._chosen(which) if which in PRESETS else self._tried.find(which).recipe
+
+    def changes(self, recipe: Recipe) -> str:
+        """What changes from the present recipe to another one, in a line."""
+        return changes(self.recipe, recipe, self.layer_names)
+
+    def resume(self, owner: str) -> bool:
+        """Go on where ``owner`` has left off, and keep the steps of history for it from now on.
+
+        Args:
+            owner: a digest that tells browser tabs apart.
+
+        Returns:
+            Whether there was something to go on with.  Without a project folder there is not.
+        """
+        if self.project is None:
+            return False
+        found, self._owner = self.project.steps(owner), owner
+        steps, at = self._usable(*found) if found is not None else ([], 0)
+        if steps:
+            self._history, self._at, self._joined = steps, at, ""
+            self._changed()
+        return bool(steps)
+
+    def _usable(self, recipes: Sequence[Recipe], at: int) -> tuple[list[Recipe], int]:
+        """The steps that this program accepts, and the place of the present one among them."""
+        kept, place = list[Recipe](), 0
+        for number, recipe in enumerate(recipes):
+            try:
+                kept.append(self._checked(recipe))
+            except RecipeError:
+                continue
+            place += number < at
+        return kept, min(place, max(len(kept) - 1, 0))
+
+    def _keep_steps(self) -> None:
+        if self.project is not None and self._owner:
+            self.project.keep_steps(self._owner, self._history, self._at)
 
     # -- questions --------------------------------------------------------------------------------
 
@@ -368,7 +521,7 @@ class Session:
         """
         check_interval(interval)
         chosen, stream = self._chosen(recipe), self.subject.evaluation
-        yield from evaluate_steps(
+        steps = evaluate_steps(
             self.engine,
             self.plan(chosen),
             self.subject.floats,
@@ -380,6 +533,7 @@ class Session:
             self.subject.calibration_name,
             interval,
         )
+        yield from self._noted(chosen, steps)
 
     def evaluate(
         self,

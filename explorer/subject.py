@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from explorer.errors import DataError
 from explorer.graph import Batch, Calibration, Disk, Engine, Graph, Layer, Plan, Store, capture, plan
+from explorer.graph.ir import digest, tensor_digest
 from explorer.graph.memory import free_bytes
 from explorer.recipe import Recipe, TensorScheme
 from explorer.sources import Batch as Images
@@ -22,6 +24,8 @@ from explorer.study.metrics import ErrorSums
 
 # Batches up to this many bytes together are held; larger data are read again when they are needed.
 _HELD_BYTES = 1 << 29
+# So many images tell data sets apart.
+_LOOKED_AT = 16
 DEFAULT_MODEL = "fashion-resnet20"
 
 _store: Store | None = None
@@ -92,6 +96,23 @@ class Stream:
             raise DataError(f"The number of images must be a whole number of at least 1, not {images!r}.")
         return min(images, len(self._order))
 
+    @property
+    def order(self) -> Sequence[int]:
+        """The images' numbers in the data set, in the order in which they are seen."""
+        return self._order
+
+    def fingerprint(self, images: int | None = None) -> str:
+        """A digest of how many images there are and of sixteen of them with their labels, spread over the order.
+
+        Args:
+            images: among the first so many, None for all.
+        """
+        count = self.count(images)
+        places = sorted({count * k // _LOOKED_AT for k in range(_LOOKED_AT)})
+        read = _read(self.data, [self._order[place] for place in places])
+        labels = "" if read.labels is None else tensor_digest(read.labels)
+        return digest(str(len(self._order)), str(count), tensor_digest(read.images), labels)
+
     def batches(self, images: int | None = None) -> Iterator[Examples]:
         """The first ``images`` examples, batch by batch."""
         count = self.count(images)
@@ -149,6 +170,12 @@ class Subject:
                         yield "label", examples.labels[row]
 
         return sha256_of(parts())
+
+    @cached_property
+    def key(self) -> str:
+        """A name for the network and its images, in their order, by their contents: what results belong to."""
+        calibration = self.calibration_stream.fingerprint(self.calibration_images)
+        return digest(self.graph.digest, self.evaluation.fingerprint(), calibration)
 
     def calibration_batches(self) -> Iterator[Batch]:
         """The images that set fixed ranges, batch by batch."""

@@ -110,6 +110,32 @@ def test_compare(folder, tmp_path, capsys):
     assert "the same for this network" in capsys.readouterr().out
 
 
+def test_compare_of_more_than_two(folder, tmp_path, capsys):
+    command = ["compare", *of(folder), "--recipe", "w8a8", "--against", f"{folder}/recipe.yaml", "w4a4"]
+    assert main([*command, "--json", f"{tmp_path}/out.json"]) == 0
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert out["labels"] == ["w8a8", f"{folder}/recipe.yaml", "w4a4"] and out["images"] == 90
+    assert [(pair["a"], pair["b"]) for pair in out["pairs"]][1] == ("w8a8", "w4a4")
+    mid = next(row for row in out["rows"] if (row["layer"], row["tensor"]) == ("mid", "weight"))
+    assert [scheme.split()[0] for scheme in mid["schemes"]] == ["int8", "int4", "int4"]
+    text = capsys.readouterr().out
+    assert all(pair["verdict"] in text for pair in out["pairs"]) and "95% interval" in text
+    assert main([*command, "--interval", "0.02"]) == 2
+    assert "--interval stops a comparison of two" in capsys.readouterr().err
+
+
+def test_a_project_keeps_what_was_evaluated(folder, tmp_path, capsys):
+    kept = ["--project", f"{tmp_path}/project"]
+    assert main(["evaluate", *of(folder), *kept, "--recipe", "w4a8"]) == 0
+    assert main(["history", *of(folder), *kept, "--json", f"{tmp_path}/out.json"]) == 0
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert (row["label"], row["images"], row["total_images"]) == ("w4a8", 90, 90)
+    assert "project: 1" in capsys.readouterr().out
+    (tmp_path / "file").write_text("")
+    assert main(["history", *of(folder), "--project", f"{tmp_path}/file"]) == 2
+    assert "cannot be used" in capsys.readouterr().err
+
+
 def test_additivity(folder, tmp_path, capsys):
     command = ["additivity", *of(folder, "images.npz"), "--recipe", "w4a8", "--json", f"{tmp_path}/out.json"]
     assert main(command) == 0

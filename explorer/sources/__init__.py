@@ -17,6 +17,7 @@ from explorer.sources.foreign import FOREIGN_SUFFIXES, read_foreign
 from explorer.sources.models import LoadedModel, load_model, load_weights, read_checkpoint
 from explorer.sources.nodedata import NODE_SCORES, node_data
 from explorer.sources.preprocess import Preprocess
+from explorer.sources.project import Project
 from explorer.sources.recipes import load_recipe
 from explorer.sources.tables import TABLE_FORMATS, csv_bytes, parquet_bytes
 from explorer.sources.zoo import ZOO
@@ -33,6 +34,7 @@ __all__ = [
     "FolderData",
     "LoadedModel",
     "Preprocess",
+    "Project",
     "Subset",
     "atomic_write",
     "check_shape",

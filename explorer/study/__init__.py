@@ -21,8 +21,10 @@ from explorer.study.rules import RULES
 from explorer.study.sensitivity import METHODS, Additivity, additivity
 from explorer.study.shown import Drawn, Told, styled
 from explorer.study.sweep import DEFAULT_FORMATS, OWN, TENSOR_CHOICES, Sweep, rows_for, rows_without
+from explorer.study.trials import COSTS, Differences, Outcome, Trial, Trials
 
 __all__ = [
+    "COSTS",
     "DEFAULT_FORMATS",
     "MEASURES",
     "METHODS",
@@ -36,6 +38,7 @@ __all__ = [
     "Curves",
     "Depth",
     "Diagnosis",
+    "Differences",
     "Drawn",
     "Effect",
     "ErrorSums",
@@ -52,6 +55,7 @@ __all__ = [
     "Lens",
     "NumberLine",
     "Ours",
+    "Outcome",
     "Patient",
     "Resolver",
     "Resolving",
@@ -59,6 +63,8 @@ __all__ = [
     "Source",
     "Sweep",
     "Told",
+    "Trial",
+    "Trials",
     "additivity",
     "against_of",
     "by_loss",

@@ -358,3 +358,13 @@ def test_lines_that_only_fit_together_are_taken() -> None:
     with pytest.raises(RecipeError, match="layer 'fc'"):
         broken.check(NAMES)
     assert isinstance(LayerConfig(), LayerConfig) and hash(LayerConfig()) == hash(LayerConfig())
+
+
+def test_the_part_that_fits_another_network():
+    recipe = Recipe.preset("w8a8")
+    for pattern in ("fc", "head", "conv*", "block?"):
+        recipe = recipe.with_layer(pattern, weight={"format": "int4"})
+    part, left = recipe.fitting(["conv1", "conv2", "fc"])
+    assert left == ("head", "block?") and [line.pattern for line in part.layers] == ["fc", "conv*"]
+    part.check(["conv1", "conv2", "fc"])
+    assert part.default == recipe.default and part.fitting(["fc"])[1] == ("conv*",)
