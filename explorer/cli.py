@@ -19,7 +19,16 @@ from tqdm import tqdm
 from explorer.errors import ExplorerError, unknown
 from explorer.recipe import PRESETS
 from explorer.session import Session
-from explorer.sources import NODE_SCORES, TABLE_FORMATS, ZOO, atomic_write, load_recipe, node_data
+from explorer.sources import (
+    NODE_SCORES,
+    TABLE_FORMATS,
+    ZOO,
+    Notes,
+    atomic_write,
+    load_notes,
+    load_recipe,
+    node_data,
+)
 from explorer.study import (
     DEFAULT_FORMATS,
     MEASURES,
@@ -193,6 +202,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="an ONNX model with quantizers, AIMET encodings, or a state_dict of PyTorch",
     )
+    written = commands.add_parser(
+        "report",
+        parents=[common, limited, narrow],
+        help="one HTML file that opens offline: scores, layers, figures, recipe, fingerprints, notes",
+    )
+    written.add_argument("--out", required=True, metavar="FILE", help="the file that is written")
+    written.add_argument(
+        "--notes", metavar="FILE", help="a reviewer's notes (YAML: version, overall, layers)"
+    )
+    written.add_argument(
+        "--sensitivity", metavar="METHOD", help=f"with the map, by {', '.join(METHODS)} (default: without)"
+    )
+    written.add_argument("--diagnose", action="store_true", help="with what the rules find")
     explicit = commands.add_parser(
         "resolve", parents=[common, answer], help="the ranges that objective: cross_entropy stands for"
     )
@@ -554,6 +576,28 @@ def _resolve(session: Session, options: argparse.Namespace) -> None:
         print(recipe.to_yaml(), end="")
 
 
+def _report(session: Session, options: argparse.Namespace) -> None:
+    # Bokeh is imported where it is needed only.
+    from explorer.views.report import report_html
+    from explorer.views.reportfacts import gather
+
+    notes = load_notes(options.notes) if options.notes is not None else Notes()
+    notes.check(session.graph.by_layer)
+    total = session.subject.evaluation.count(options.limit)
+    evaluation = _last(
+        session.evaluate_steps(None, options.limit, options.interval), total, lambda e: e.images
+    )
+    table, found = None, None
+    if options.sensitivity is not None:
+        rows = session.sensitivity_steps(None, None, options.sensitivity, "weight", options.limit)
+        table = _last(rows, total, lambda t: int(t["images"].min()) if len(t) else 0)
+    if options.diagnose:
+        images = min(options.limit or DIAGNOSED, session.total_images)
+        found = _last(session.diagnose_steps(images=images), images, lambda d: d.images)
+    _save(report_html(gather(session, evaluation, table, found, notes=notes)), options.out)
+    print(f"The report is in {options.out}.")
+
+
 def _serve(options: argparse.Namespace) -> None:
     from explorer.views.app import serve
 
@@ -571,6 +615,7 @@ QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], None]] = {
     "depth": _depth,
     "diagnose": _diagnose,
     "foreign": _foreign,
+    "report": _report,
 }
 
 

@@ -16,6 +16,7 @@ from explorer.sources.files import atomic_write
 from explorer.sources.foreign import FOREIGN_SUFFIXES, read_foreign
 from explorer.sources.models import LoadedModel, load_model, load_weights, read_checkpoint
 from explorer.sources.nodedata import NODE_SCORES, node_data
+from explorer.sources.notes import Notes, load_notes
 from explorer.sources.preprocess import Preprocess
 from explorer.sources.project import Project
 from explorer.sources.recipes import load_recipe
@@ -33,6 +34,7 @@ __all__ = [
     "Data",
     "FolderData",
     "LoadedModel",
+    "Notes",
     "Preprocess",
     "Project",
     "Subset",
@@ -42,6 +44,7 @@ __all__ = [
     "from_loader",
     "load_data",
     "load_model",
+    "load_notes",
     "load_recipe",
     "load_weights",
     "node_data",

@@ -90,9 +90,12 @@ def rows_of(plot: Any, names: Sequence[str]) -> None:
 
 
 class Selecting:
-    """A figure whose rows are layers: a click chooses one, a frame shows which one is chosen."""
+    """A figure whose rows are layers: a click chooses one, a frame shows which one is chosen.
 
-    def __init__(self, names: Sequence[str], choose: Callable[[str], None]) -> None:
+    Without ``choose``, in a file that nobody listens to, clicks do nothing.
+    """
+
+    def __init__(self, names: Sequence[str], choose: Callable[[str], None] | None) -> None:
         self.names = list(names)
         self._choose = choose
         self.band = ColumnDataSource({"y0": [], "y1": []})
@@ -108,8 +111,13 @@ class Selecting:
         rows = [self.names.index(name)] if name in self.names else []
         self.band.data = {"y0": [r - 0.5 for r in rows], "y1": [r + 0.5 for r in rows]}
 
+    def _listen(self, plot: Any, rects: Any, source: ColumnDataSource) -> None:
+        if self._choose is not None:
+            plot.add_tools(TapTool(renderers=[rects]))
+            source.selected.on_change("indices", lambda _a, _o, new: self._tapped(source, new))
+
     def _tapped(self, source: ColumnDataSource, indices: Sequence[int]) -> None:
-        if indices:
+        if indices and self._choose is not None:
             row = source.data["row"][indices[0]]
             source.selected.indices = []
             self._choose(self.names[int(row)])
@@ -118,7 +126,7 @@ class Selecting:
 class SensitivityFigure(Selecting):
     """Layers by formats; colour and number say how much the network suffers, ``look`` how sure that is."""
 
-    def __init__(self, names: Sequence[str], choose: Callable[[str], None]) -> None:
+    def __init__(self, names: Sequence[str], choose: Callable[[str], None] | None = None) -> None:
         super().__init__(names, choose)
         self.cells = ColumnDataSource(
             {
@@ -163,7 +171,6 @@ class SensitivityFigure(Selecting):
         self._row(plot)
         rows_of(plot, self.names)
         plot.add_tools(
-            TapTool(renderers=[rects]),
             HoverTool(
                 renderers=[rects],
                 tooltips=[
@@ -173,7 +180,7 @@ class SensitivityFigure(Selecting):
                 ],
             ),
         )  # fmt: skip
-        self.cells.selected.on_change("indices", lambda _a, _o, new: self._tapped(self.cells, new))
+        self._listen(plot, rects, self.cells)
 
     def blank(self, formats: Sequence[str]) -> None:
         """Show what would be measured, all of it open."""
@@ -259,8 +266,8 @@ class LayersFigure(Selecting):
         self._row(plot)
         rows_of(plot, self.names)
         hover = [("layer", "@layer"), ("weight", "@scheme"), ("SQNR", "@text")]
-        plot.add_tools(TapTool(renderers=[bars]), HoverTool(renderers=[bars], tooltips=hover))
-        self.bars.selected.on_change("indices", lambda _a, _o, new: self._tapped(self.bars, new))
+        plot.add_tools(HoverTool(renderers=[bars], tooltips=hover))
+        self._listen(plot, bars, self.bars)
 
     def update(self, weights: pd.DataFrame, inputs: Mapping[str, float | None] | None = None) -> None:
         """Show ``session.layers()``, and the inputs' SQNR by layer where an evaluation knows them."""
