@@ -218,12 +218,3 @@ def foreign_caption(h: Histogram) -> str:
         f"Another tool: <b>{escape(h.scheme)}</b>, range {low} to {high}, {percent(h.clipped_fraction)} clipped, "
         f"SQNR <b>{decibels(h.sqnr_db)}</b>."
     )
-
-
-def seen(e: Evaluation) -> str:
-    """From how many images an evaluation is, and whether more are to come."""
-    if e.complete:
-        return f"{e.images:,} images"
-    if e.stopped:
-        return f"{e.stopped} at {e.images:,} of {e.total_images:,} images"
-    return f"estimate from {e.images:,} of {e.total_images:,} images"
