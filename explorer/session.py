@@ -813,6 +813,8 @@ class Session:
             raise LayerError(
                 f"A layer has a 'weight' and an 'input', not a {tensor!r}.{nearest(tensor, ['weight', 'input'])}"
             )
+        if tensor == "weight":
+            self._weight(found)
         config = self.recipe.config(layer)
         if scheme is not None:
             # Refuses what such a tensor cannot have.
@@ -963,7 +965,7 @@ class Session:
             # Beyond the ends by more than half a step.
             low, high = (scheme.grain.expand(bound, plain.shape, layer.axis) for bound in params.clip)
             slack = 1e-6 * torch.maximum(-low, high)
-            clipped = float(((plain < low - slack) | (plain > high + slack)).float().mean())
+            clipped = int(((plain < low - slack) | (plain > high + slack)).sum()) / plain.numel()
         return histogram_of(
             layer.name, "weight", scheme, plain, after, params, None, clipped, bins, entropy=entropy
         )

@@ -12,6 +12,8 @@ import explorer as qx
 from explorer.errors import DataError, LayerError, RecipeError, SchemeError
 from explorer.jobs import Worker
 from explorer.subject import Subject, make_subject
+from tests import nets
+from tests.nets import Attention, ready
 from tests.small import images, tiny
 
 
@@ -127,6 +129,18 @@ def test_a_scheme_that_a_tensor_cannot_have_is_refused_by_every_view(session, qu
     ):
         with pytest.raises(SchemeError, match=message):
             getattr(session, question)("fc", tensor, scheme=fields)
+
+
+def test_a_product_of_activations_has_no_weight_to_look_at():
+    """Nor has it one where the recipe's default would choose its range by the layer's output or by the loss."""
+    subject = make_subject(ready(Attention), data=nets.images((6, 5)), store_bytes=1 << 22)
+    for goal in ("minmax", "output", "cross_entropy"):
+        recipe = qx.Recipe.preset("fp32").with_default(weight={"format": "int8", "objective": goal})
+        session = qx.Session(subject=subject, recipe=recipe)
+        name = next(layer.name for layer in session.graph.layers if layer.weight is None)
+        for question in ("histogram", "number_line", "channels", "effect", "lens", "formats", "curves"):
+            with pytest.raises(LayerError, match="has no weight"):
+                getattr(session, question)(name, "weight")
 
 
 def test_images_may_be_given_once_only():

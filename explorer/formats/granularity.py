@@ -43,9 +43,11 @@ def _size(shape: torch.Size | tuple[int, ...], axis: int) -> tuple[int, int]:
 def _pad(rows: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
     """Blocks of ``size`` columns, (rows * blocks, size), and weights when the last one is padded.
 
-    Padding repeats the last element, so that the extremes of the block stay what they are.
+    Padding repeats the last element, so that the extremes of the block stay what they are.  A size beyond the
+    columns is one block of them.
     """
     count, width = rows.shape
+    size = min(size, max(width, 1))
     blocks = -(-width // size)
     missing = blocks * size - width
     if not missing:
@@ -173,7 +175,8 @@ class Group(Granularity):
 
     def expand(self, per_group: Tensor, shape: torch.Size | tuple[int, ...], axis: int) -> Tensor:
         channels, _ = _size(shape, axis)
-        return _beside(per_group.repeat_interleave(self.size)[:channels], shape, axis)
+        size = min(self.size, max(channels, 1))
+        return _beside(per_group.repeat_interleave(size)[:channels], shape, axis)
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,8 @@ class SubChannel(Granularity):
 
     def expand(self, per_group: Tensor, shape: torch.Size | tuple[int, ...], axis: int) -> Tensor:
         channels, rest = _size(shape, axis)
-        wide = per_group.reshape(channels, -1).repeat_interleave(self.size, 1)[:, :rest]
+        size = min(self.size, max(rest, 1))
+        wide = per_group.reshape(channels, -1).repeat_interleave(size, 1)[:, :rest]
         return _beside(wide, shape, axis) if rest > 1 else _beside(wide[:, 0], shape, axis)
 
 

@@ -39,10 +39,12 @@ def test_what_is_no_number_is_refused(scheme: TensorScheme, bad: float) -> None:
         quantize(torch.tensor([1.0, bad, 2.0]), scheme, name="weight of 'fc'")
 
 
-@pytest.mark.parametrize(("large", "whole"), [("subchannel:4096", "channel"), ("group:4096", "layer")])
-def test_a_block_larger_than_its_axis_is_the_whole_axis(large: str, whole: str) -> None:
+@pytest.mark.parametrize("size", [4096, 2**31])
+@pytest.mark.parametrize(("large", "whole"), [("subchannel", "channel"), ("group", "layer")])
+def test_a_block_larger_than_its_axis_is_the_whole_axis(large: str, whole: str, size: int) -> None:
+    """Whatever the size is, no more memory is taken than the tensor needs."""
     tensor = torch.randn(4, 7, generator=torch.Generator().manual_seed(1))
-    found, wanted = (quantize(tensor, TensorScheme("int4", grain)) for grain in (large, whole))
+    found, wanted = (quantize(tensor, TensorScheme("int4", grain)) for grain in (f"{large}:{size}", whole))
     assert torch.equal(found.codes, wanted.codes) and found.scale.numel() == wanted.scale.numel()
 
 
