@@ -179,25 +179,44 @@ class Counted:
     Args:
         absmax: float32 ``(groups,)``.
         counts: float64 ``(groups, bins)``.
-        sums: of counts, of bins that are not empty, and of ``count * log(count)``; float64 ``(3, groups, bins + 1)``.
+        sums: of counts, of bins that are not empty, and of :meth:`entropy`; float64 ``(3, groups, bins + 1)``.
+        each: how many values one that was looked at stands for; 1 where all were.
+        noise: the variance of a count, in counts.
     """
 
     absmax: Tensor
     counts: np.ndarray
     sums: np.ndarray
+    each: float = 1.0
+    noise: float = 1.0
 
     @classmethod
-    def of(cls, counts: np.ndarray, absmax: Tensor) -> Counted:
+    def of(cls, counts: np.ndarray, absmax: Tensor, each: float = 1.0, noise: float = 1.0) -> Counted:
         """The running sums of some counts."""
         sums = np.zeros((3, len(counts), counts.shape[1] + 1))
-        for part, total in zip((counts, counts > 0, xlogy(counts, counts)), sums, strict=True):
+        parts = counts, counts > 0, _entropy(counts, each, noise)
+        for part, total in zip(parts, sums, strict=True):
             np.cumsum(part, 1, out=total[:, 1:])
-        return cls(absmax, counts, sums)
+        return cls(absmax, counts, sums, each, noise)
+
+    def entropy(self, counts: np.ndarray) -> np.ndarray:
+        """``count * log(count)``, as it would be on average if every value had been counted.
+
+        Half the variance of a count over the count is what it is too much.
+        Source: Miller, "Note on the bias of information estimates" (1955).
+        """
+        return _entropy(counts, self.each, self.noise)
 
     @property
     def points(self) -> int:
         """How many bins a group has."""
         return self.counts.shape[1]
+
+
+def _entropy(counts: np.ndarray, each: float, noise: float) -> np.ndarray:
+    found = xlogy(counts, counts)
+    # Fewer than one stands for were counted one by one.
+    return found if noise == 1 else found - (noise - 1) / 2 * (counts >= each)
 
 
 def xlogy(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -26,12 +26,16 @@ FEWEST_BINS = 1 << 11
 MOST_COUNTS = 1 << 20
 # Below 2**-100 the width of a bin has no float32 reciprocal; such values share the two middle bins.
 LEAST_EXPONENT = -100
-# Of a group's values in one batch about so many go into the histogram, besides those at its ends.
+# Of more than twice as many values of a group in one batch about so many go into the histogram, besides those at
+# its ends.
 MOST_READ = 1 << 15
-# The extremes of a batch are found block by block, of so many blocks at a time; where the sample has fewer values
-# than these beyond a bin, they are all counted.
-_BLOCK, _LOOKED = 1 << 7, 1 << 18
-_FEW = 6
+# The extremes of a batch are found block by block, some elements at a time; every value that is beyond those of the
+# other blocks than one in so many is counted.
+_BLOCK, _LOOKED, _FURTHEST = 1 << 9, 1 << 19, 16
+# So many values that were looked at wait to be counted.
+_HELD = 1 << 18
+# Over so many bins to each side the counts of a sample are averaged, unless their dispersion is more than this.
+_REACH, _DISPERSION = 16, 1.1
 # Elements that go through the passes of counting at a time: with their copies they fit the cache.
 _CACHED = 1 << 17
 # Groups whose bins have places below 2**24 are counted together: such numbers are exact in float32.
@@ -63,6 +67,8 @@ class Sample:
         ranges: minimum and maximum of each batch in order, float32 ``(batches, 2, groups)``.
         bins: where the points are bins of even width, which.
         share: the share of the values that were looked at for more than the extremes.
+        noise: the variance of a bin's count, in counts: 1 where all values were counted, more where some
+            were, 0 where those were made smooth.
     """
 
     values: Tensor
@@ -72,6 +78,7 @@ class Sample:
     ranges: Tensor
     bins: Bins | None = None
     share: float = 1.0
+    noise: float = 1.0
 
     @classmethod
     def of(cls, tensor: Tensor, granularity: Granularity, axis: int) -> Sample:
@@ -150,32 +157,29 @@ def stride(count: int, wanted: int) -> int:
     return step
 
 
-@dataclass(frozen=True, eq=False)
-class _Looked:
-    """What was looked at of many values, in one pass over them.
+class _Run:
+    """Batches of one size of one group, of which some values are looked at.
+
+    They are kept as they are and counted together: each step of counting has a cost of its own.
 
     Args:
-        row: all of them, float32 ``(elements,)``.
-        some: every k-th pair of neighbours.
-        lows: the least of each block of ``_BLOCK`` of them, of the last shorter one too.
-        highs: the largest of each block.
+        size: how many values a batch has.
+        most: about how many of them to look at.
     """
 
-    row: np.ndarray
-    some: np.ndarray
-    lows: np.ndarray
-    highs: np.ndarray
+    def __init__(self, size: int, most: int) -> None:
+        self.size, self.step = size, stride(size // 2, max(most, size >> 6) // 2)
+        self.seen = self.read = 0
+        self._some: list[np.ndarray] = []
+        self._ends: list[np.ndarray] = []
+        self._middle: tuple[float, float] | None = None
 
-    @classmethod
-    def at(cls, values: Tensor, most: int) -> _Looked:
-        """Look at some ``most`` of ``values`` ``(elements,)``, and at the extremes of each block."""
-        values = values.contiguous()
-        row = values.numpy()
-        whole = row.size // _BLOCK * _BLOCK
-        pairs = row[: row.size // 2 * 2].view(np.complex64)
-        step = stride(len(pairs), max(most, row.size >> 6) // 2)
+    def add(self, values: Tensor) -> tuple[float, float]:
+        """Look at a batch ``(size,)`` in one pass; its least and its largest value."""
+        row, whole = values.numpy(), self.size // _BLOCK * _BLOCK
+        pairs, rest = row[: self.size // 2 * 2].view(np.complex64), row[whole:]
         lows, highs, some = [], [], []
-        for start in range(0, row.size, _LOOKED):
+        for start in range(0, self.size, _LOOKED):
             end = start + _LOOKED
             if start < whole:
                 blocks = values[start : min(end, whole)].view(-1, _BLOCK)
@@ -183,22 +187,80 @@ class _Looked:
                 highs.append(blocks.amax(1).numpy())
             # Taken while it is in the cache; neighbours cost no more than one value.
             first = start // 2
-            some.append(pairs[first + -first % step : end // 2 : step].copy())
-        if whole < row.size:
-            lows.append(row[whole:].min(keepdims=True))
-            highs.append(row[whole:].max(keepdims=True))
-        taken, low, high = (np.concatenate(parts) for parts in (some, lows, highs))
-        return cls(row, taken.view(np.float32), low, high)
+            some.append(pairs[first + -first % self.step : end // 2 : self.step].copy())
+        low, high = (np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in (lows, highs))
+        if self._middle is None:
+            few = len(low) // _FURTHEST
+            self._middle = np.partition(low, few)[few], np.partition(high, -1 - few)[-1 - few]
+        least, largest = self._middle
+        far = np.flatnonzero((low < least) | (high > largest))
+        ends = self._beyond(row[:whole].reshape(-1, _BLOCK).take(far, axis=0).reshape(-1))
+        self._ends.append(ends)
+        if rest.size:
+            self._ends.append(self._beyond(rest))
+            low, high = np.append(low, rest.min()), np.append(high, rest.max())
+        self._some += some
+        self.seen += self.size
+        self.read += 2 * sum(map(len, some)) + len(ends)
+        return low.min(), high.max()
 
-    def beyond(self, lower: float, upper: float) -> np.ndarray:
-        """Every value that is less than ``lower`` or not less than ``upper``, and their neighbours in blocks."""
-        found = np.flatnonzero((self.lows < lower) | (self.highs >= upper))
-        whole = self.row.size // _BLOCK
-        inner = found[: np.searchsorted(found, whole)]
-        ends = self.row[: whole * _BLOCK].reshape(-1, _BLOCK).take(inner, axis=0).reshape(-1)
-        if len(inner) < len(found):
-            ends = np.concatenate([ends, self.row[whole * _BLOCK :]])
-        return ends[np.flatnonzero((ends < lower) | (ends >= upper))]
+    def _beyond(self, values: np.ndarray) -> np.ndarray:
+        """Those values that lie at the ends."""
+        assert self._middle is not None
+        least, largest = self._middle
+        return values[np.flatnonzero((values < least) | (values > largest))]
+
+    def count(self, counts: np.ndarray, width: float) -> tuple[float, bool]:
+        """Add to the ``counts`` of bins some values as if they were all but those at the ends, and those one by one.
+
+        Gives the number of zeros, which are not among the counts, and whether the counts were made smooth.
+        """
+        half, some = len(counts) // 2, np.concatenate(self._some).view(np.float32)
+        ends, both = np.concatenate(self._ends), self._beyond(some)
+
+        def places(values: np.ndarray) -> np.ndarray:
+            # Rounded in float32: an edge may be off by less than a thousandth of a bin.
+            scaled = values * np.float32(1 / width)
+            scaled += half
+            return scaled.astype(np.int64)
+
+        found = np.bincount(places(some), minlength=len(counts))
+        np.subtract.at(found, places(both), 1)
+        scale = (self.seen - len(ends)) / (len(some) - len(both))
+        zeros = np.count_nonzero(some == 0) - np.count_nonzero(both == 0)
+        found[half] -= zeros
+        assert self._middle is not None
+        first, last = places(np.array(self._middle, dtype=np.float32))
+        middle = found[first : last + 1]
+        even = smoothed(middle)
+        counts[first : last + 1] += (middle if even is None else even) * scale
+        np.add.at(counts, places(ends), 1.0)
+        rest = np.count_nonzero(ends == 0)
+        counts[half] -= rest
+        return float(zeros * scale + rest), even is not None
+
+
+def smoothed(counts: np.ndarray) -> np.ndarray | None:
+    """Counts of a sample ``(bins,)`` averaged over neighbours; None where they differ by more than chance.
+
+    The steps of a quantizer resolve what chance did to a bin, and a search would find the steps that suit it.
+    Chance is told from shape by the index of dispersion (Fisher, Thornton, Mackenzie 1922).
+
+    >>> smoothed(np.array([0, 90, 0, 0, 90, 0])) is None
+    True
+    """
+    bins, reach = len(counts), min(_REACH, len(counts) - 1)
+    below = np.zeros(bins + 1)
+    np.cumsum(counts, out=below[1:])
+    upper = np.minimum(np.arange(1, bins + 1) + reach, bins)
+    lower = bins - upper[::-1]
+    mean = (below[upper] - below[lower]) / (upper - lower)
+    deviation = counts - mean
+    chance = np.count_nonzero(mean)
+    if float((deviation * deviation / np.maximum(mean, 1e-9)).sum()) > _DISPERSION * chance:
+        return None
+    found: np.ndarray = mean * (below[-1] / max(mean.sum(), 1e-9))
+    return found
 
 
 class GrowingHistogram:
@@ -207,10 +269,11 @@ class GrowingHistogram:
     The bins of a group divide ``-2**k .. 2**k`` evenly, with the smallest k that holds every value seen.
     Exact zeros, of which a ReLU makes many, are counted apart.  Extremes are exact.
 
-    Of a batch with more than ``most`` values a group not every value is counted: every k-th pair of neighbours
-    is, from the first on, where k has no factor in common with the number of pairs, and the counts are scaled
-    so that they add up to the number of all values.  The values at both ends, where the sample has a few, are
-    counted one by one all the same, for what is clipped depends on them.
+    Of a batch with more than twice ``most`` values a group not every value is counted: every k-th pair of
+    neighbours is, from the first on, where k has no factor in common with the number of pairs, and the counts are
+    scaled so that they add up to the number of all values, and averaged over neighbouring bins where they differ
+    by no more than chance.  The values at both ends are counted one by one all the same, for what is clipped
+    depends on them.
 
     Args:
         groups: how many groups.
@@ -230,12 +293,26 @@ class GrowingHistogram:
             raise TensorError(f"A growing histogram needs a multiple of 4 bins, not {bins}.")
         self.bins, self.most = bins, most
         self.exponent = torch.full((groups,), LEAST_EXPONENT, dtype=torch.int32)
-        self.counts = torch.zeros(groups, bins, dtype=torch.float64)
-        self.zeros = torch.zeros(groups, dtype=torch.float64)
+        self._counts = torch.zeros(groups, bins, dtype=torch.float64)
+        self._zeros = torch.zeros(groups, dtype=torch.float64)
+        self._runs: list[_Run] = []
+        self._smooth = True
         self.minimum = torch.full((groups,), torch.inf)
         self.maximum = torch.full((groups,), -torch.inf)
         self.ranges: list[Tensor] = []
         self.values_seen = self.values_read = 0
+
+    @property
+    def counts(self) -> Tensor:
+        """How many values each bin holds, zeros left out, float64 ``(groups, bins)``."""
+        self._settle()
+        return self._counts
+
+    @property
+    def zeros(self) -> Tensor:
+        """How many zeros each group holds, float64 ``(groups,)``."""
+        self._settle()
+        return self._zeros
 
     @property
     def count(self) -> Tensor:
@@ -256,11 +333,11 @@ class GrowingHistogram:
         """Double the range of each group until it reaches ``2**exponent``."""
         quarter = self.bins // 4
         steps = (exponent - self.exponent).clamp(min=0)
-        steps[self.counts.sum(1) == 0] = 0
+        steps[self._counts.sum(1) == 0] = 0
         while bool((steps > 0).any()):
             rows = steps > 0
-            halved = self.counts[rows].reshape(-1, self.bins // 2, 2).sum(2)
-            self.counts[rows] = torch.nn.functional.pad(halved, (quarter, quarter))
+            halved = self._counts[rows].reshape(-1, self.bins // 2, 2).sum(2)
+            self._counts[rows] = torch.nn.functional.pad(halved, (quarter, quarter))
             steps = steps - rows.int()
         self.exponent = torch.maximum(self.exponent, exponent)
 
@@ -278,12 +355,14 @@ class GrowingHistogram:
         absmax = np.maximum(-low, high)
         wanted = np.frexp(absmax)[1].clip(LEAST_EXPONENT, 128)
         # Zero has the exponent 0 there, but asks for no range at all.
-        self._grow(torch.from_numpy(np.where(absmax > 0, wanted, LEAST_EXPONENT)))
+        wanted = np.where(absmax > 0, wanted, LEAST_EXPONENT)
+        if (wanted > self.exponent.numpy()).any():
+            self._grow(torch.from_numpy(wanted))
 
     def _counted(self, values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Counts of each bin and of the zeros, which are not in them, float64 each."""
         rows = max(1, min(_CACHED // values.shape[1], _MOST_PLACES // self.bins))
-        counts, zeros = torch.empty_like(self.counts), torch.empty_like(self.zeros)
+        counts, zeros = torch.empty_like(self._counts), torch.empty_like(self._zeros)
         for start in range(0, len(values), rows):
             part = slice(start, start + rows)
             weight = None if weights is None else weights[part]
@@ -313,7 +392,7 @@ class GrowingHistogram:
         """Count one batch, float32 ``(groups, elements)``, or a sample of it."""
         if values.shape[1] == 0:
             return
-        if values.shape[1] <= max(self.most, 32 * _BLOCK):
+        if values.shape[1] <= max(2 * self.most, 32 * _BLOCK):
             self.count_all(values)
         else:
             self._count_some(values)
@@ -323,48 +402,35 @@ class GrowingHistogram:
         # aminmax along an axis takes 20 times as long as these two.
         self._reach(torch.stack([values.amin(1), values.amax(1)]))
         counts, zeros = self._counted(values, weights)
-        self.counts += counts
-        self.zeros += zeros
+        self._counts += counts
+        self._zeros += zeros
         self.values_seen += values.numel()
         self.values_read += values.numel()
 
     def _count_some(self, values: Tensor) -> None:
-        """Count every k-th value, and each of those at the ends."""
-        looked = [_Looked.at(row, int(self.most)) for row in values]
-        ends = [[row.lows.min() for row in looked], [row.highs.max() for row in looked]]
-        self._reach(torch.from_numpy(np.array(ends)))
-        for group, row in enumerate(looked):
-            self._count_row(group, row)
+        """Look at every k-th pair of values, and at each of those at the ends."""
+        if self._runs and self._runs[0].size != values.shape[1]:
+            self._settle()
+        if not self._runs:
+            self._runs = [_Run(values.shape[1], int(self.most)) for _ in values]
+        before = sum(run.read for run in self._runs)
+        extremes = [run.add(row) for run, row in zip(self._runs, values.contiguous(), strict=True)]
+        self._reach(torch.tensor(extremes).T)
+        read = sum(run.read for run in self._runs)
         self.values_seen += values.numel()
+        self.values_read += read - before
+        if read > _HELD:
+            self._settle()
 
-    def _count_row(self, group: int, looked: _Looked) -> None:
-        """Count some values of a group as if they were all but those at the ends, which are counted one by one.
-
-        At the ends are the bins that hold a few of some.
-        """
-        half, width = self.bins // 2, 2.0 ** (int(self.exponent[group]) + 1) / self.bins
-        some, few = looked.some, max(_FEW, len(looked.some) * _FEW >> 15)
-
-        def places(values: np.ndarray) -> np.ndarray:
-            # Rounded in float32: an edge may be off by less than a thousandth of a bin.
-            scaled = values * np.float32(1 / width)
-            scaled += half
-            return scaled.astype(np.int64)
-
-        found = np.bincount(places(some), minlength=self.bins)
-        below = found.cumsum()
-        first = int(np.searchsorted(below, few, side="right"))
-        last = int(np.searchsorted(below, len(some) - few))
-        ends = looked.beyond((first - half) * width, (last + 1 - half) * width)
-        between = slice(first, last + 1)
-        scale = (looked.row.size - len(ends)) / float(below[last] - below[first] + found[first])
-        counts = self.counts[group].numpy()
-        counts[between] += found[between] * scale
-        np.add.at(counts, places(ends), 1.0)
-        zeros = np.count_nonzero(some == 0) * scale if first <= half <= last else np.count_nonzero(ends == 0)
-        counts[half] -= zeros
-        self.zeros[group] += float(zeros)
-        self.values_read += len(some) + len(ends)
+    def _settle(self) -> None:
+        """Count what was looked at."""
+        rows = zip(self._runs, self._counts.numpy(), self.width.tolist(), strict=False)
+        found = [run.count(counts, width) for run, counts, width in rows]
+        if found:
+            zeros, smooth = zip(*found, strict=True)
+            self._zeros += torch.tensor(zeros, dtype=torch.float64)
+            self._smooth &= all(smooth)
+        self._runs = []
 
     def merge(self, other: GrowingHistogram) -> None:
         """Add what another histogram counted; its batches come after these.
@@ -375,16 +441,17 @@ class GrowingHistogram:
         if self.counts.shape != other.counts.shape:
             raise TensorError("Histograms of different groups or bins cannot be merged.")
         grown = GrowingHistogram(len(other.exponent), other.bins)
-        grown.exponent, grown.counts = other.exponent.clone(), other.counts.clone()
+        grown.exponent, grown._counts = other.exponent.clone(), other.counts.clone()
         top = torch.maximum(self.exponent, other.exponent)
         self._grow(top)
         grown._grow(top)
-        self.counts += grown.counts
-        self.zeros += other.zeros
+        self._counts += grown._counts
+        self._zeros += other.zeros
         self.minimum = torch.minimum(self.minimum, other.minimum)
         self.maximum = torch.maximum(self.maximum, other.maximum)
         self.ranges += other.ranges
         self.values_seen += other.values_seen
+        self._smooth &= other._smooth
         self.values_read += other.values_read
 
     def sample(self) -> Sample:
@@ -395,14 +462,16 @@ class GrowingHistogram:
         """
         if not self.ranges:
             raise TensorError("No value has been observed; calibration needs at least one image.")
-        used = torch.nonzero((self.counts > 0).any(0))[:, 0]
-        start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (self.bins // 2, self.bins // 2 + 1)
-        first = start - self.bins // 2
-        middle = (torch.arange(first, stop - self.bins // 2) + 0.5) * self.width[:, None]
-        values = torch.nn.functional.pad(middle.float(), (0, 1))
+        half, counts = self.bins // 2, self.counts
+        used = np.flatnonzero(counts.numpy().any(0))
+        start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (half, half + 1)
+        first, (values, weights) = start - half, torch.zeros(2, len(counts), stop - start + 1)
+        middle = torch.arange(first + 0.5, stop - half, dtype=torch.float64)
+        values[:, :-1] = middle * self.width[:, None]
         # No stand-in may lie beyond the extremes, or a range fitted to it would.
-        values = values.clamp(self.minimum[:, None], self.maximum[:, None])
-        counts = torch.cat([self.counts[:, start:stop], self.zeros[:, None]], 1).float()
+        values.clamp_(self.minimum[:, None], self.maximum[:, None])
+        weights[:, :-1], weights[:, -1] = counts[:, start:stop], self.zeros
         ranges = torch.stack(self.ranges)
         bins = Bins(self.width, first)
-        return Sample(values, counts, self.minimum, self.maximum, ranges, bins, self.share)
+        noise = 0.0 if self._smooth and self.share < 1 else 1 / self.share
+        return Sample(values, weights, self.minimum, self.maximum, ranges, bins, self.share, noise)

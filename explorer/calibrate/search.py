@@ -98,6 +98,8 @@ class Search(Objective):
                 place = cost.argmin(1)
                 cost = cost[rows, place]
                 better = cost < best
+                if not better.any():
+                    continue
                 best = np.where(better, cost, best)
                 found = [
                     torch.from_numpy(np.where(better, new.numpy()[rows, place], old.numpy()))
@@ -280,7 +282,8 @@ class KL(Search):
         bins = self._bins(sample)
         absmax = torch.maximum(-sample.minimum, sample.maximum).clamp(min=torch.finfo(torch.float32).tiny)
         if sample.bins is not None:
-            return Counted.of(self._recounted(sample, absmax, bins), absmax)
+            recounted = self._recounted(sample, absmax, bins)
+            return Counted.of(recounted, absmax, 1 / sample.share, sample.noise)
         index = ((sample.values / absmax[:, None] + 1) * (bins / 2)).long().clamp_(0, bins - 1)
         counts = torch.zeros(sample.groups, bins, dtype=torch.float64)
         weights = torch.ones_like(sample.values) if sample.weights is None else sample.weights
@@ -298,7 +301,9 @@ class KL(Search):
         found = np.empty((len(counts), bins))
         for row, own, want in zip(found, counts, wanted, strict=True):
             below = np.concatenate([[0.0], own[:-1].cumsum()])
-            row[:] = np.diff(np.interp(want, ends, below), prepend=0.0, append=below[-1])
+            inner = np.interp(want, ends, below)
+            row[0], row[-1] = inner[0], below[-1] - inner[-1]
+            np.subtract(inner[1:], inner[:-1], out=row[1:-1])
         found[:, bins // 2] += counts[:, -1]
         return found
 
@@ -344,33 +349,36 @@ class KL(Search):
         def at(table: np.ndarray, place: np.ndarray) -> np.ndarray:
             return table.take(place + row * table.shape[1])
 
-        ends = place[..., [0, -1]]
-        outer = at(mass, ends)
-        total = mass[:, -1, None, None]
+        def between(table: np.ndarray, place: np.ndarray) -> np.ndarray:
+            found = at(table, place)
+            return np.subtract(found[..., 1:], found[..., :-1])
+
+        ends = place[..., :: place.shape[2] - 1]
+        outer, total = at(mass, ends), mass[:, -1, None, None]
         inside = np.maximum(outer[..., 1:] - outer[..., :1], 1e-30)
-        reference = np.diff(at(entropy, ends))
+        reference = between(entropy, ends)
         cross = reference - xlogy(inside, inside)
-        candidate = None
+        # The outermost bins that are kept, and what is clipped onto each.
+        outermost_bin = np.minimum(ends - [0, 1], bins - 1)
+        np.maximum(outermost_bin, 0, out=outermost_bin)
+        clipped = np.concatenate([outer[..., :1], total - outer[..., 1:]], 2)
+        own_count = at(sample.counts, outermost_bin)
+        held = own_count / inside
         if not fine.all():
-            level = np.diff(at(mass, place))
-            candidate = level / np.maximum(np.diff(at(filled, place)), 1)
-            candidate /= inside
-            cross = np.where(fine, cross, xlogy(level, candidate).sum(2, keepdims=True))
-        for clipped, outermost_bin in (
-            (outer[..., :1], ends[..., :1]),
-            (total - outer[..., 1:], ends[..., 1:] - 1),
-        ):
-            own_count = at(sample.counts, outermost_bin.clip(0, bins - 1))
-            joined = own_count + clipped
-            reference = reference + xlogy(joined, joined) - xlogy(own_count, own_count)
-            held = own_count / inside
-            if candidate is not None:
-                own = torch.searchsorted(edge, torch.from_numpy(outermost_bin), right=True).numpy() - 1
-                spread = np.take_along_axis(candidate, own.clip(0, candidate.shape[2] - 1), 2)
-                held = np.where(fine, held, spread)
-            # An outermost bin that held nothing before has candidate mass 0; a floor keeps the divergence finite.
-            share = np.maximum(np.where(own_count > 0, held, 0.0), 1e-6)
-            cross = cross + xlogy(clipped, share)
-        cost = (reference - cross) / total - np.log(total)
+            level = between(mass, place)
+            spread = np.maximum(between(filled, place), 1) * inside
+            own = sample.entropy(level) - xlogy(level, spread)
+            cross = np.where(fine, cross, own.sum(2, keepdims=True))
+            # The code of each outermost bin, counted through.
+            code = torch.searchsorted(edge, torch.from_numpy(outermost_bin), right=True).numpy() - 1
+            np.minimum(code, level.shape[2] - 1, out=code)
+            np.maximum(code, 0, out=code)
+            code += (np.arange(level.size // level.shape[2]) * level.shape[2]).reshape(*level.shape[:2], 1)
+            held = np.where(fine, held, level.take(code) / spread.take(code))
+        joined = sample.entropy(own_count + clipped) - sample.entropy(own_count)
+        # An outermost bin that held nothing before has candidate mass 0; a floor keeps the divergence finite.
+        share = np.maximum(np.where(own_count > 0, held, 0.0), 1e-6)
+        gained = (joined - xlogy(clipped, share)).sum(2, keepdims=True)
+        cost = (reference - cross + gained) / total - np.log(total)
         few = ends[..., 1:] - ends[..., :1] < self.least(bins)
         return torch.from_numpy(np.where(few, np.inf, cost)[..., 0])

@@ -28,7 +28,7 @@ from explorer.calibrate import (
     search,
 )
 from explorer.calibrate.analytic import Gaussian, Laplace, Law, best_bound
-from explorer.calibrate.sample import MOST_READ, Bins, stride
+from explorer.calibrate.sample import MOST_READ, Bins, smoothed, stride
 from explorer.calibrate.search import PowerSum, Search
 from explorer.errors import SchemeError, TensorError
 from explorer.formats import CONVENTIONS, FORMATS, Grid, IntegerFormat, QParams, granularity
@@ -684,7 +684,7 @@ def test_small_batches_are_counted_one_by_one() -> None:
 @pytest.mark.parametrize("kind", ["normal", "heavy tail", "relu"])
 @pytest.mark.parametrize("goal_name", ["mse", "percentile:99.99"])
 def test_a_range_from_some_values_is_as_good(goal_name: str, kind: str) -> None:
-    """By the squared error on all values, within half a hundredth of the range that all values choose."""
+    """By the squared error on all values, within 0.2% of the range that all values choose; a percentile within 3%."""
     draw = torch.Generator().manual_seed(5)
     values = torch.randn(1, 1 << 20, generator=draw)
     if kind == "heavy tail":
@@ -700,7 +700,45 @@ def test_a_range_from_some_values_is_as_good(goal_name: str, kind: str) -> None:
                 histogram.add(part)
             params = levels.params(*goal(histogram.sample(), levels))
             errors.append(oracles.mse(values[0].numpy(), *one(params)))
-        assert errors[0] == pytest.approx(errors[1], rel=1e-2 if goal_name == "mse" else 3e-2)
+        assert errors[0] == pytest.approx(errors[1], rel=2e-3 if goal_name == "mse" else 3e-2)
+
+
+@pytest.mark.parametrize("kind", ["normal", "laplace", "relu", "heavy tail"])
+def test_the_divergence_from_some_values_is_as_good(kind: str) -> None:
+    """By a histogram of all values, within a tenth of that of the range which all values choose."""
+    draw = torch.Generator().manual_seed(6)
+    values = torch.randn(1, 1 << 20, generator=draw)
+    if kind == "laplace":
+        values *= torch.empty_like(values).exponential_(generator=draw).mul_(2).sqrt()
+    elif kind == "heavy tail":
+        values /= torch.randn(3, 1 << 20, generator=draw).square().mean(0).sqrt()
+    elif kind == "relu":
+        values.relu_()
+    goal = KL()
+    for levels in (grid("int8"), grid("uint8", False), grid("int4")):
+        levels = levels.settle(values.amin(1))
+        samples = []
+        for most in (MOST_READ, math.inf):
+            histogram = GrowingHistogram(1, most=most)
+            for part in values.split(1 << 18, 1):
+                histogram.add(part)
+            samples.append(histogram.sample())
+        low, high = (torch.stack(ends, 1) for ends in zip(*(goal(s, levels) for s in samples), strict=True))
+        flat = levels.params(low[0], high[0])
+        params = replace(flat, scale=flat.scale[None], zero_point=flat.zero_point[None])
+        some, every = goal.cost(goal.prepare(samples[1], levels), params)[0].tolist()
+        assert some <= 1.1 * every + 1e-6
+
+
+def test_counts_that_differ_by_chance_are_averaged_and_a_shape_is_not() -> None:
+    draw = np.random.default_rng(3)
+    density = 200 * np.exp(-(np.linspace(-3, 3, 2000) ** 2) / 2)
+    counts = draw.poisson(density)
+    even = smoothed(counts)
+    assert even is not None and even.sum() == pytest.approx(counts.sum())
+    assert np.square(even - density).sum() < 0.1 * np.square(counts - density).sum()
+    assert smoothed(draw.poisson(density * (1 + 0.5 * (np.arange(2000) % 7 == 0)))) is None
+    assert smoothed(np.array([5])) is not None
 
 
 @pytest.mark.parametrize("bins", [0, 3, 62])
