@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from explorer.errors import RecipeError, SchemeError, nearest, unknown
+from explorer.formats import FORMATS
 from explorer.scheme import FIELDS, MODES, TENSORS, WEIGHTS_STAY, LayerConfig, TensorScheme
 
 __all__ = [
@@ -103,6 +104,8 @@ def _settings(given: Mapping[str, Any] | TensorScheme | None, place: str) -> Set
     for key, value in given.items():
         if key not in FIELDS:
             raise RecipeError(f"{place}: {unknown('field', key, FIELDS)}")
+        if key == "format" and isinstance(value, str) and value in PRESETS and value not in FORMATS:
+            raise RecipeError(f"{place}.{key}: {_no_format(value)}")
         try:
             # Each value by itself; whether they go together is known once the defaults are filled in.
             scheme = TensorScheme(**{"granularity": "layer", "mode": "off", key: value})
@@ -110,6 +113,16 @@ def _settings(given: Mapping[str, Any] | TensorScheme | None, place: str) -> Set
             raise RecipeError(f"{place}.{key}: {error}") from None
         found[key] = getattr(scheme, key)
     return _ordered(found)
+
+
+def _no_format(name: str) -> str:
+    """What to write instead of a preset's name where a format is meant."""
+    scheme, usual = PRESETS[name].recipe.default.weight, TensorScheme()
+    fields = [
+        field for field in FIELDS if field == "format" or getattr(scheme, field) != getattr(usual, field)
+    ]
+    words = ", ".join(f"{field}: {getattr(scheme, field)}" for field in fields)
+    return f"{name!r} is a preset and no format; of weights it says {words}."
 
 
 def _apply(config: LayerConfig, line: Line) -> LayerConfig:

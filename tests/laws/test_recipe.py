@@ -368,3 +368,14 @@ def test_the_part_that_fits_another_network():
     assert left == ("head", "block?") and [line.pattern for line in part.layers] == ["fc", "conv*"]
     part.check(["conv1", "conv2", "fc"])
     assert part.default == recipe.default and part.fitting(["fc"])[1] == ("conv*",)
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - set(FORMATS)))
+def test_a_preset_where_a_format_is_meant_says_what_to_write(name: str) -> None:
+    """MXFP4 is usually called a format; here it is a format, a granularity and a scale rule."""
+    with pytest.raises(RecipeError, match="is a preset and no format") as told:
+        Recipe.from_yaml(f"version: 1\ndefault:\n  weight: {{format: {name}}}\n")
+    assert str(told.value).startswith("line 3: default.weight.format: ")
+    words = str(told.value).rpartition("it says ")[2].rstrip(".")
+    said = TensorScheme(**dict(word.split(": ") for word in words.split(", ")))
+    assert said == PRESETS[name].recipe.default.weight
