@@ -26,7 +26,9 @@ from explorer.views import kit, theme
 from explorer.views.depthview import DepthView
 from explorer.views.diagnosisview import DiagnosisView
 from explorer.views.estimates import Estimates
+from explorer.views.explained import SCORE, ask
 from explorer.views.flips import FlipGallery
+from explorer.views.guide import guide
 from explorer.views.inspector import Inspector
 from explorer.views.runs import Publisher, Runner, settled
 from explorer.views.score import ScoreStrip
@@ -87,6 +89,7 @@ class Page:
             CAUSES: self.causes,
         }
         self.inspector = Inspector(self.state)
+        self.guide = guide(self.state)
         self.started = time.monotonic()
         self._job()
         self._problem()
@@ -108,7 +111,8 @@ class Page:
         )
         self.rerun = kit.button("Evaluate", "again", variant="text", on_click=lambda _: self.evaluate())
         self.words = kit.html(css=theme.LABEL, sizing_mode="stretch_width", height=18)
-        self.status = kit.row(self.words, self.bar, self.stop_at, self.cancel, self.rerun, height=42)
+        again = kit.button("Guide", variant="text", on_click=lambda _: self.guide.again())
+        self.status = kit.row(self.words, again, self.bar, self.stop_at, self.cancel, self.rerun, height=42)
 
     def _problem(self) -> None:
         self.alert = kit.alert()
@@ -123,8 +127,12 @@ class Page:
 
     def _centre(self) -> Any:
         self.tabs = Tabs(self.below)
-        head = kit.row(self.tabs.choice, height=38, css=theme.STRIP, styles={"padding": "4px 8px 0"})
-        lower = kit.column(head, self.tabs.place, css=theme.CARD, margin=(8, 0, 0, 0))
+        head = kit.row(
+            self.tabs.choice, self.tabs.help, height=38, css=theme.STRIP, styles={"padding": "4px 8px 0"}
+        )
+        lower = kit.column(
+            head, self.tabs.place, css=theme.CARD, margin=(8, 0, 0, 0), css_classes=["place-below"]
+        )
         css = theme.halves(self.map.plot.figure.max_height + 130)
         centre = kit.column(css=css, css_classes=["place-centre"])
 
@@ -135,6 +143,14 @@ class Page:
         centre.objects = [self.tensor.view, lower]
         return centre
 
+    def _scores(self) -> Any:
+        mark = ask(SCORE)
+        # At the end of the line below the cards, whose width is that of the regions below.
+        mark.styles = {"position": "absolute", "right": "2px", "bottom": "-5px"}
+        return kit.row(
+            self.score.view, mark, css=":host { position: relative; }", css_classes=["place-scores"]
+        )
+
     def _show_flips(self) -> None:
         self.tabs.show(FLIPS)
 
@@ -144,7 +160,7 @@ class Page:
             self.table.view, self._centre(), self.inspector.view, css=theme.TOKENS + theme.grid(room),
         )  # fmt: skip
         return kit.column(
-            self.alert, self.score.view, grid, self.status, self.drawn,
+            self.alert, self._scores(), grid, self.guide, self.status, self.drawn,
             css=theme.FRAME + css,
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ import pandas as pd
 from bokeh.models.widgets.tables import NumberFormatter
 
 from explorer.views import choices, kit, theme
+from explorer.views.explained import LAYERS, ask
 from explorer.views.state import PageState
 
 # Columns that are a field of a scheme.
@@ -160,6 +161,7 @@ class LayerTable:
             chip("Same op", "mark the layers of the chosen one's kind", self._alike),
             kit.spacer(),
             self.count,
+            ask(LAYERS),
             height=36,
             styles={"padding": "0 8px"},
         )
