@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from bokeh.models import (
     ColumnDataSource,
+    CustomJS,
     CustomJSTickFormatter,
     FixedTicker,
     HoverTool,
@@ -110,10 +112,18 @@ class HistogramFigure:
     """A distribution before (filled) and after (outlined), its levels, and the range that is kept.
 
     ``figure`` is the Bokeh model; :meth:`update` and :meth:`use_log` change it in place.
+
+    Args:
+        log: count by decades.
+        moved: is called with the two ends of the range while a hand moves one of them.
     """
 
-    def __init__(self, log: bool = True) -> None:
-        self.log = log
+    def __init__(
+        self, log: bool = True, moved: Callable[[float, float], None] = lambda low, high: None
+    ) -> None:
+        self.log, self._moved = log, moved
+        self._quiet = False
+        self._top = 0.0
         self.shown: Histogram | None = None
         self.theirs: Histogram | None = None
         self.bars = ColumnDataSource({"left": [], "right": [], "top": [], "count": [], "after": []})
@@ -161,14 +171,18 @@ class HistogramFigure:
             line_dash="dotted",
             name="theirs",
         )
-        self.outside = [
-            BoxAnnotation(
-                fill_color=theme.RANGE, fill_alpha=0.1, line_color=None, movable="none", resizable="none"
-            )
-            for _ in range(2)
-        ]
-        for box in self.outside:
-            plot.add_layout(box)
+        # What is outside is shaded; the lines of the range follow its edges in the browser, before any answer.  The
+        # width of the line that is not drawn is how near an edge it can be taken hold of.
+        self.kept = BoxAnnotation(
+            editable=True, movable="none", inverted=True, fill_color=theme.RANGE, fill_alpha=0.1, line_color=None,
+            line_width=10,
+        )  # fmt: skip
+        code = "clips.data = {x: kept.visible ? [kept.left, kept.right] : []}"
+        follow = CustomJS(args={"kept": self.kept, "clips": self.clips}, code=code)
+        for edge in ("left", "right"):
+            self.kept.js_on_change(edge, follow)
+            self.kept.on_change(edge, lambda *_: self._dragged())
+        plot.add_layout(self.kept)
         plot.add_tools(
             HoverTool(
                 renderers=[bars],
@@ -197,8 +211,16 @@ class HistogramFigure:
         if self.shown is not None:
             self.update(self.shown, self.theirs)
 
-    def update(self, h: Histogram, theirs: Histogram | None = None) -> None:
-        """Draw another histogram, and levels and range of ``theirs`` over it."""
+    def _dragged(self) -> None:
+        low, high = self.kept.left, self.kept.right
+        if not self._quiet and isinstance(low, int | float) and isinstance(high, int | float):
+            self._moved(float(low), float(high))
+
+    def update(self, h: Histogram, theirs: Histogram | None = None, held: bool = False) -> None:
+        """Draw another histogram, and levels and range of ``theirs`` over it.
+
+        While a hand has ``held`` of the range its edges stay in the hand, and no axis moves away under it.
+        """
         self.shown, self.theirs = h, theirs
         before, after = heights(h.counts, self.log), heights(h.quantized_counts, self.log)
         top = 1.08 * max(float(before.max(initial=0)), float(after.max(initial=0)), 1e-9)
@@ -207,17 +229,21 @@ class HistogramFigure:
         )
         x, y = steps(h.edges, after)
         self.outline.data = columns(x=x, y=y)
+        if held:
+            top = max(top, self._top)
+        self._top = top
         self._levels(h, top)
         self._theirs(theirs, top)
-        low, high = view_range(h if theirs is None else replace(h, clip=widest(h.clip, theirs.clip)))
-        self.x_range.update(start=low, end=high)
         self.y_range.update(start=-STRIP * top, end=top)
         axis = self.figure.yaxis[0]
         if self.log:
             axis.ticker = FixedTicker(ticks=[tick for tick in decades(top) if tick <= top], minor_ticks=[])
         else:
             axis.ticker = figure().yaxis[0].ticker
-        self._clip(h)
+        if not held:
+            low, high = view_range(h if theirs is None else replace(h, clip=widest(h.clip, theirs.clip)))
+            self.x_range.update(start=low, end=high)
+            self._clip(h)
 
     def _levels(self, h: Histogram, top: float) -> None:
         levels = thinned(h.levels)
@@ -239,7 +265,22 @@ class HistogramFigure:
 
     def _clip(self, h: Histogram) -> None:
         quantized = h.scheme != "fp32"
-        self.clips.data = {"x": list(h.clip) if quantized else []}
-        left, right = self.outside
-        left.update(left=None, right=h.clip[0], visible=quantized)
-        right.update(left=h.clip[1], right=None, visible=quantized)
+        self._quiet = True
+        try:
+            self.kept.update(visible=quantized, left=h.clip[0], right=h.clip[1])
+            self.clips.data = {"x": list(h.clip) if quantized else []}
+        finally:
+            self._quiet = False
+
+    def grip(self, edges: str, together: bool, limits: tuple[float, float]) -> None:
+        """Let a hand move the range.
+
+        Args:
+            edges: ``left``, ``right``, both (``x``) or ``none`` of them.
+            together: both ends move alike.
+            limits: as far as the ends can be drawn apart.
+        """
+        low, high = limits
+        self.kept.update(
+            editable=edges != "none", resizable=edges, symmetric=together, left_limit=low, right_limit=high
+        )
