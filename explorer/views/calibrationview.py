@@ -202,6 +202,12 @@ class CalibrationView(TensorView):
         self.images.object = pictures or f'<div class="set"><span>{none}</span></div>'
         self.say(said(jackknife))
 
+    def refresh(self) -> None:
+        if not self.middle.visible:
+            # The words were of a tensor without a figure.
+            self.caption.object = ""
+        super().refresh()
+
     def failed(self, error: Exception) -> None:
         self._shown(False)
         super().failed(error)

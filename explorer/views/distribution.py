@@ -10,7 +10,7 @@ from explorer.recipe import TensorScheme
 from explorer.study import Histogram
 from explorer.views import kit, theme
 from explorer.views.figures import HistogramFigure
-from explorer.views.moving import LEAST, MOST, Moving
+from explorer.views.moving import LEAST, MOST, PAUSE, Moving
 from explorer.views.runs import Publisher
 from explorer.views.state import PageState
 from explorer.views.tensorview import TensorView
@@ -87,7 +87,7 @@ class Distribution(TensorView):
         publisher.panes.append(self.pane)
         self.key = kit.html(KEY, css=CSS, styles={"padding": "0 12px"}, height=18)
         self.theirs = kit.html(css=CSS, height=22, visible=False)
-        self.view = kit.column(self.key, self.pane, self.caption, self.theirs)
+        self.view = kit.column(self.key, self.pane, self.caption, self.theirs, kit.hand(self._pressed))
         state.param.watch(lambda event: self.plot.use_log(event.new), "log")
         state.param.watch(lambda *_: self.moving.forget(), ["layer", "tensor"])
 
@@ -98,21 +98,41 @@ class Distribution(TensorView):
             share = self._shares[1] * (high - low) / (self._ends[1] - self._ends[0])
             self.moving.to(share)
             return
-        ends = zip((low, high), self._ends, self._shares, strict=True)
-        self.moving.to(*(share * end / drawn if drawn else share for end, drawn, share in ends))
+        below, above = (
+            share * end / drawn if drawn else None
+            for end, drawn, share in zip((low, high), self._ends, self._shares, strict=True)
+        )
+        # An end at zero has no share of its own.
+        if below is None or above is None:
+            self.moving.to(above or below or MOST)
+        else:
+            self.moving.to(below, above)
+
+    def _pressed(self, down: bool) -> None:
+        self.moving.press(down)
+        self.plot.tell(not down)
+        if not down:
+            self.publisher.after(PAUSE, self._settle)
+
+    def _settle(self) -> None:
+        """Once the hand has let go, draw the range where the recipe has it, with axes that fit."""
+        if self.visible and not self.moving.active:
+            self._draw_again()
+
+    def _draw_again(self) -> None:
+        """Draw what is there now; words and figure stay until then, as they are the hand's."""
+        self.runner.start(self.steps(), self.draw, lambda: None, self.failed)
 
     def _grip(self, h: Histogram) -> str:
-        """Let the range be moved, as far as it goes."""
+        """Let the range be moved; says which ends of it."""
         edges, shares = grips(h, self.scheme), kept(h, self.scheme)
         self._ends, self._shares = h.clip, shares
-        low, high = (MOST * end / share for end, share in zip(h.clip, shares, strict=True))
-        self.plot.grip(edges, together=self.scheme.symmetric and edges == "x", limits=(low, high))
+        self.plot.grip(edges, together=self.scheme.symmetric and edges == "x")
         return edges
 
     def refresh(self) -> None:
-        if self.moving.active:
-            # The words are those of the hand.
-            self.runner.start(self.steps(), self.draw, lambda: None, self.failed)
+        if self.moving.active or self.moving.stands:
+            self._draw_again()
         else:
             super().refresh()
 
@@ -145,7 +165,8 @@ class Distribution(TensorView):
             words = "range kept" + (GRIP if self._grip(ours) != "none" else "")
             key = KEY.replace("range kept", words)
             self.key.object = key.replace("</div>", THEIRS + "</div>") if theirs else key
-            self.say(caption(ours))
+            if not self.moving.stands:
+                self.say(caption(ours))
         self.theirs.visible = theirs is not None
         self.theirs.object = f'<div class="other">{foreign_caption(theirs)}</div>' if theirs else ""
 

@@ -25,6 +25,11 @@ from explorer.views import theme
 # More lines than this run into each other: they fade, and only so many are drawn.
 CROWD = 64
 MOST_LINES = 1024
+# A count from its height on a logarithmic axis.
+COUNT = (
+    "const n = Math.round(Math.pow(10, tick) - 1);"
+    "return n >= 1e6 ? n / 1e6 + 'M' : n >= 1e3 ? n / 1e3 + 'k' : '' + n"
+)
 # How much of the height the strip of level marks takes, below zero.
 STRIP = 0.06
 
@@ -72,8 +77,33 @@ def heights(counts: np.ndarray, log: bool) -> np.ndarray:
 
 
 def decades(top: float) -> list[float]:
-    """Where log10(1 + count) has its ticks: at the counts 0, 1, 10, 100, ..."""
-    return [0.0, *(float(np.log10(1 + 10.0**k)) for k in range(0, max(1, int(np.ceil(top)) + 1)))]
+    """Where log10(1 + count) has its ticks: at 0 and at powers of ten, so many that their labels have room.
+
+    >>> [round(10**tick - 1) for tick in decades(2.5)], [round(10**tick - 1) for tick in decades(7.1)]
+    ([0, 1, 10, 100], [0, 10, 1000, 100000, 10000000])
+    """
+    highest = int(np.log10(max(10.0**top - 1, 1.0)))
+    powers = range(highest, -1, -(1 + highest // 4))
+    # Where the axis is long its 1 is so near to 0 that the two would be one.
+    return [0.0, *(float(np.log10(1 + 10.0**k)) for k in reversed(powers) if k or highest < 3)]
+
+
+def rounds(top: float) -> list[float]:
+    """A few round numbers from 0 to ``top``.
+
+    >>> rounds(17.0), rounds(380.0)
+    ([0.0, 5.0, 10.0, 15.0], [0.0, 100.0, 200.0, 300.0])
+    """
+    unit = 10.0 ** np.floor(np.log10(max(top, 1e-9)))
+    each = unit * (2 if top >= 5 * unit else 1 if top >= 2 * unit else 0.5)
+    return np.arange(0.0, top * (1 + 1e-9), each).tolist()
+
+
+def counted(axis: Any, top: float, log: bool) -> None:
+    """Ticks and labels of an axis of :func:`heights` up to ``top``."""
+    ticks = decades(top) if log else rounds(top)
+    form = CustomJSTickFormatter(code=COUNT) if log else NumeralTickFormatter(format="0.[0]a")
+    axis.update(ticker=FixedTicker(ticks=ticks, minor_ticks=[]), formatter=form)
 
 
 def steps(edges: np.ndarray, tops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,33 +211,28 @@ class HistogramFigure:
         follow = CustomJS(args={"kept": self.kept, "clips": self.clips}, code=code)
         for edge in ("left", "right"):
             self.kept.js_on_change(edge, follow)
-            self.kept.on_change(edge, lambda *_: self._dragged())
+            self.kept.on_change(edge, lambda _a, _o, _n: self._dragged())
         plot.add_layout(self.kept)
-        plot.add_tools(
-            HoverTool(
-                renderers=[bars],
-                mode="vline",
-                tooltips=[
-                    ("values", "@left{0.0000} … @right{0.0000}"),
-                    ("before", "@count{0,0}"),
-                    ("after", "@after{0,0}"),
-                ],
-            )
+        self.bar = bars
+        self.hover = HoverTool(
+            renderers=[bars],
+            mode="vline",
+            tooltips=[
+                ("values", "@left{0.0000} … @right{0.0000}"),
+                ("before", "@count{0,0}"),
+                ("after", "@after{0,0}"),
+            ],
         )
+        plot.add_tools(self.hover)
+
+    def tell(self, told: bool) -> None:
+        """Whether a bar that is pointed at tells its numbers, which would stand in the way of a hand at work."""
+        self.hover.renderers = [self.bar] if told else []
 
     def use_log(self, log: bool) -> None:
         """Count by decades, or evenly."""
         self.log = log
-        axis = self.figure.yaxis[0]
-        axis.axis_label = "count (log)" if log else "count"
-        axis.formatter = (
-            CustomJSTickFormatter(
-                code="const n = Math.round(Math.pow(10, tick) - 1);"
-                "return n >= 1e6 ? n / 1e6 + 'M' : n >= 1e3 ? n / 1e3 + 'k' : '' + n"
-            )
-            if log
-            else NumeralTickFormatter(format="0.[0]a")
-        )
+        self.figure.yaxis[0].axis_label = "count (log)" if log else "count"
         if self.shown is not None:
             self.update(self.shown, self.theirs)
 
@@ -235,11 +260,7 @@ class HistogramFigure:
         self._levels(h, top)
         self._theirs(theirs, top)
         self.y_range.update(start=-STRIP * top, end=top)
-        axis = self.figure.yaxis[0]
-        if self.log:
-            axis.ticker = FixedTicker(ticks=[tick for tick in decades(top) if tick <= top], minor_ticks=[])
-        else:
-            axis.ticker = figure().yaxis[0].ticker
+        counted(self.figure.yaxis[0], top / 1.08, self.log)
         if not held:
             low, high = view_range(h if theirs is None else replace(h, clip=widest(h.clip, theirs.clip)))
             self.x_range.update(start=low, end=high)
@@ -272,15 +293,11 @@ class HistogramFigure:
         finally:
             self._quiet = False
 
-    def grip(self, edges: str, together: bool, limits: tuple[float, float]) -> None:
+    def grip(self, edges: str, together: bool) -> None:
         """Let a hand move the range.
 
         Args:
             edges: ``left``, ``right``, both (``x``) or ``none`` of them.
             together: both ends move alike.
-            limits: as far as the ends can be drawn apart.
         """
-        low, high = limits
-        self.kept.update(
-            editable=edges != "none", resizable=edges, symmetric=together, left_limit=low, right_limit=high
-        )
+        self.kept.update(editable=edges != "none", resizable=edges, symmetric=together)
