@@ -80,7 +80,7 @@ def decades(top: float) -> list[float]:
     """Where log10(1 + count) has its ticks: at 0 and at powers of ten, so many that their labels have room.
 
     >>> [round(10**tick - 1) for tick in decades(2.5)], [round(10**tick - 1) for tick in decades(7.1)]
-    ([0, 1, 10, 100], [0, 10, 1000, 100000, 10000000])
+    ([0, 10, 100], [0, 10, 1000, 100000, 10000000])
     """
     highest = int(np.log10(max(10.0**top - 1, 1.0)))
     powers = range(highest, -1, -(1 + highest // 4))

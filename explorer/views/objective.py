@@ -151,7 +151,8 @@ class ObjectiveView(TensorView):
         self.moving = Moving(state, publisher, self._numbers)
         self._known: tuple[tuple[object, ...], Curves] | None = None
         self._quiet = False
-        self.row = kit.row(self.slider, height=48, styles={"padding": "0 20px 0 12px"})
+        # The slider's label stands out of it.
+        self.row = kit.row(self.slider, height=54, styles={"padding": "8px 20px 0 12px"})
         self.view = kit.column(
             self.key,
             self.pane,
