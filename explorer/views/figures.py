@@ -145,12 +145,10 @@ class HistogramFigure:
 
     Args:
         log: count by decades.
-        moved: is called with the two ends of the range while a hand moves one of them.
+        moved: is called with the two ends of the range while a hand moves one of them; None for a figure that stands.
     """
 
-    def __init__(
-        self, log: bool = True, moved: Callable[[float, float], None] = lambda low, high: None
-    ) -> None:
+    def __init__(self, log: bool = True, moved: Callable[[float, float], None] | None = None) -> None:
         self.log, self._moved = log, moved
         self._quiet = False
         self._top = 0.0
@@ -204,14 +202,11 @@ class HistogramFigure:
         # What is outside is shaded; the lines of the range follow its edges in the browser, before any answer.  The
         # width of the line that is not drawn is how near an edge it can be taken hold of.
         self.kept = BoxAnnotation(
-            editable=True, movable="none", inverted=True, fill_color=theme.RANGE, fill_alpha=0.1, line_color=None,
+            editable=False, movable="none", inverted=True, fill_color=theme.RANGE, fill_alpha=0.1, line_color=None,
             line_width=10,
         )  # fmt: skip
-        code = "clips.data = {x: kept.visible ? [kept.left, kept.right] : []}"
-        follow = CustomJS(args={"kept": self.kept, "clips": self.clips}, code=code)
-        for edge in ("left", "right"):
-            self.kept.js_on_change(edge, follow)
-            self.kept.on_change(edge, lambda _a, _o, _n: self._dragged())
+        if self._moved is not None:
+            self._follow()
         plot.add_layout(self.kept)
         self.bar = bars
         self.hover = HoverTool(
@@ -236,9 +231,18 @@ class HistogramFigure:
         if self.shown is not None:
             self.update(self.shown, self.theirs)
 
+    def _follow(self) -> None:
+        code = "clips.data = {x: kept.visible ? [kept.left, kept.right] : []}"
+        follow = CustomJS(args={"kept": self.kept, "clips": self.clips}, code=code)
+        for edge in ("left", "right"):
+            self.kept.js_on_change(edge, follow)
+            self.kept.on_change(edge, lambda _a, _o, _n: self._dragged())
+
     def _dragged(self) -> None:
         low, high = self.kept.left, self.kept.right
-        if not self._quiet and isinstance(low, int | float) and isinstance(high, int | float):
+        if self._moved is None or self._quiet:
+            return
+        if isinstance(low, int | float) and isinstance(high, int | float):
             self._moved(float(low), float(high))
 
     def update(self, h: Histogram, theirs: Histogram | None = None, held: bool = False) -> None:
