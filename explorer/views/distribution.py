@@ -94,9 +94,8 @@ class Distribution(TensorView):
     def _moved(self, low: float, high: float) -> None:
         """A hand has put the ends of the range here: in proportion to where they were drawn."""
         if self.scheme.symmetric:
-            # Both ends are on their way; how wide it is does not hang on which of them has arrived.
-            share = self._shares[1] * (high - low) / (self._ends[1] - self._ends[0])
-            self.moving.to(share)
+            # Both ends are on their way; how wide it is does not hang much on which of them has arrived.
+            self.moving.to(self._shares[1] * (high - low) / (self._ends[1] - self._ends[0]))
             return
         below, above = (
             share * end / drawn if drawn else None

@@ -85,7 +85,7 @@ def decades(top: float) -> list[float]:
     highest = int(np.log10(max(10.0**top - 1, 1.0)))
     powers = range(highest, -1, -(1 + highest // 4))
     # Where the axis is long its 1 is so near to 0 that the two would be one.
-    return [0.0, *(float(np.log10(1 + 10.0**k)) for k in reversed(powers) if k or highest < 3)]
+    return [0.0, *(float(np.log10(1 + 10.0**k)) for k in reversed(powers) if k or highest < 2)]
 
 
 def rounds(top: float) -> list[float]:

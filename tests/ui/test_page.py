@@ -459,10 +459,15 @@ def test_the_ends_of_a_range_are_dragged_in_the_histogram(open_page: Callable[[]
     cell(page, 1, "name").click()
     pick(page, 1, "w_format", "int4")
     expect(caption(page)).to_contain_text("int4 channel sym minmax")
+    page.get_by_text("Evaluated on 600 images").wait_for()
 
     def drag(end: str, share: float, during: Callable[[], None] = lambda: None) -> None:
         """Move an end to a share of the way from zero to where it is."""
-        at = page.evaluate(KEPT)
+        at, before = page.evaluate(KEPT), None
+        while at != before:
+            # Until the figure has its place.
+            page.wait_for_timeout(400)
+            at, before = page.evaluate(KEPT), at
         page.mouse.move(at[end], at["y"])
         page.mouse.down()
         for step in (0.25, 0.5, 0.75, 1.0):
