@@ -485,6 +485,8 @@ def test_the_ends_of_a_range_are_dragged_in_the_histogram(open_page: Callable[[]
         assert abs(ends["left"] + ends["right"]) < 0.02 * ends["right"]
 
     drag("high", 0.5, follows)
+    expect(caption(page)).to_contain_text("layer's output")
+    page.get_by_text("Evaluated on 600 images").wait_for()
     page.get_by_role("button", name="Undo").click()
     expect(cell(page, 1, "w_goal")).to_have_text("minmax")
     expect(caption(page)).to_contain_text("int4 channel sym minmax")
