@@ -29,7 +29,7 @@ from explorer.formats import FloatFormat, IntegerFormat, QParams, encode, fake_q
 from explorer.graph import Batch, Calibration, Engine, Graph, Layer, Plan, plan
 from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import PRESETS, Recipe, TensorScheme
-from explorer.sources import LoadedModel, Preprocess, Project, read_foreign
+from explorer.sources import LoadedModel, Notes, Preprocess, Project, read_foreign
 from explorer.study import (
     DEFAULT_FORMATS,
     MEASURES,
@@ -149,6 +149,8 @@ class Session:
             calibration_images, fold, store_bytes, seed, store_folder,
         )  # fmt: skip
         first = self._checked(Recipe.preset(recipe) if isinstance(recipe, str) else recipe)
+        # A reviewer's, for the report; no part of the recipe or its history.
+        self.notes = Notes()
         self._history = [first]
         self._at = 0
         self._revision = 0

@@ -23,13 +23,14 @@ from explorer.study.diagnosis import IMAGES as CHANGED
 from explorer.study.evaluate import NARROW
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
 from explorer.views import kit, theme
+from explorer.views.addressbar import AddressBar, arrive, take
 from explorer.views.depthview import DepthView
 from explorer.views.diagnosisview import DiagnosisView
 from explorer.views.estimates import Estimates
-from explorer.views.explained import SCORE, ask
+from explorer.views.export import Export, Material
 from explorer.views.flips import FlipGallery
-from explorer.views.guide import guide
 from explorer.views.inspector import Inspector
+from explorer.views.notesview import NotesView
 from explorer.views.runs import Publisher, Runner, settled
 from explorer.views.score import ScoreStrip
 from explorer.views.sensitivity import IMAGES, LayerBars, SensitivityMap
@@ -43,7 +44,7 @@ from explorer.views.toolbar import Toolbar
 log = logging.getLogger(__name__)
 TITLE = "Quantization Explorer"
 MAP, TIERS, BARS, FLIPS = "Sensitivity", "Estimates", "SQNR by layer", "Flips"
-CAUSES, DEPTH = "Diagnosis", "Depth"
+CAUSES, DEPTH, NOTES = "Diagnosis", "Depth", "Notes"
 # When an evaluation ends: the width of the interval of the difference to float, as a share.
 STOPS = {
     "all images": None,
@@ -59,18 +60,25 @@ class Page:
     Args:
         session: what is explored.
         images: how many evaluation images are used, None for all.
+        address: the query of the browser's address, in which a state may stand.
     """
 
-    def __init__(self, session: Session, images: int | None = None) -> None:
+    def __init__(self, session: Session, images: int | None = None, address: str = "") -> None:
         self.session, self.images = session, images
         self.publisher = Publisher()
+        link, refusal = arrive(session, address)
         self.state = PageState(session)
+        if link is not None:
+            take(self.state, link)
+        self.wanted = link.views if link is not None else ()
+        self.address = AddressBar(self.state, self.publisher, address)
         self.evaluator = Runner("evaluation", self.publisher)
         self.filler = Runner("estimates", self.publisher)
         self._filled = False
         self.reader = Runner("layers", self.publisher)
         self.adder = Runner("additivity", self.publisher)
         self.toolbar = Toolbar(self.state)
+        self.export = Export(self.state, self.publisher, self._material)
         self.score = ScoreStrip(self.state, self._show_flips)
         self.table = LayerTable(self.state)
         self.estimates = Estimates()
@@ -87,12 +95,13 @@ class Page:
             DEPTH: self.depth,
             FLIPS: self.flips,
             CAUSES: self.causes,
+            NOTES: NotesView(self.state),
         }
         self.inspector = Inspector(self.state)
-        self.guide = guide(self.state)
         self.started = time.monotonic()
         self._job()
         self._problem()
+        self.state.problem = refusal
         self._unsubscribe = session.subscribe(self._changed)
         if self.publisher.document is not None:
             pn.state.on_session_destroyed(lambda _: self.close())
@@ -111,8 +120,7 @@ class Page:
         )
         self.rerun = kit.button("Evaluate", "again", variant="text", on_click=lambda _: self.evaluate())
         self.words = kit.html(css=theme.LABEL, sizing_mode="stretch_width", height=18)
-        again = kit.button("Guide", variant="text", on_click=lambda _: self.guide.again())
-        self.status = kit.row(self.words, again, self.bar, self.stop_at, self.cancel, self.rerun, height=42)
+        self.status = kit.row(self.words, self.bar, self.stop_at, self.cancel, self.rerun, height=42)
 
     def _problem(self) -> None:
         self.alert = kit.alert()
@@ -127,12 +135,8 @@ class Page:
 
     def _centre(self) -> Any:
         self.tabs = Tabs(self.below)
-        head = kit.row(
-            self.tabs.choice, self.tabs.help, height=38, css=theme.STRIP, styles={"padding": "4px 8px 0"}
-        )
-        lower = kit.column(
-            head, self.tabs.place, css=theme.CARD, margin=(8, 0, 0, 0), css_classes=["place-below"]
-        )
+        head = kit.row(self.tabs.choice, height=38, css=theme.STRIP, styles={"padding": "4px 8px 0"})
+        lower = kit.column(head, self.tabs.place, css=theme.CARD, margin=(8, 0, 0, 0))
         css = theme.halves(self.map.plot.figure.max_height + 130)
         centre = kit.column(css=css, css_classes=["place-centre"])
 
@@ -141,15 +145,8 @@ class Page:
 
         self.tensor = TensorCard(self.state, self.publisher, grow)
         centre.objects = [self.tensor.view, lower]
+        self.address.follow((self.tensor.tabs, self.tabs), self.wanted)
         return centre
-
-    def _scores(self) -> Any:
-        mark = ask(SCORE)
-        # At the end of the line below the cards, whose width is that of the regions below.
-        mark.styles = {"position": "absolute", "right": "2px", "bottom": "-5px"}
-        return kit.row(
-            self.score.view, mark, css=":host { position: relative; }", css_classes=["place-scores"]
-        )
 
     def _show_flips(self) -> None:
         self.tabs.show(FLIPS)
@@ -160,7 +157,7 @@ class Page:
             self.table.view, self._centre(), self.inspector.view, css=theme.TOKENS + theme.grid(room),
         )  # fmt: skip
         return kit.column(
-            self.alert, self._scores(), grid, self.guide, self.status, self.drawn,
+            self.alert, self.score.view, grid, self.status, self.drawn, self.address.view,
             css=theme.FRAME + css,
         )  # fmt: skip
 
@@ -168,7 +165,7 @@ class Page:
         """The page for a browser window."""
         return kit.page(
             title=TITLE,
-            header=[kit.row(self._name(), self.toolbar.view, height=48)],
+            header=[kit.row(self._name(), self.toolbar.view, self.export.view, height=48)],
             main=[self._body(":host { height: calc(100vh - 52px); overflow-y: auto; }", "1 1 0")],
             theme_config=theme.THEME,
             sx=theme.BAR,
@@ -177,7 +174,7 @@ class Page:
 
     def cell(self) -> Any:
         """The same page for a notebook's cell."""
-        top = kit.row(self._name(), self.toolbar.view, height=48)
+        top = kit.row(self._name(), self.toolbar.view, self.export.view, height=48)
         body = self._body(":host { flex: none !important; height: auto; }", "0 0 720px")
         return kit.themed(top, body, theme_config=theme.THEME)
 
@@ -185,6 +182,17 @@ class Page:
         text = f"{escape(self.session.model_name)} · {escape(self.session.data_name)}"
         css = theme.LABEL + ":host { white-space: nowrap; overflow: hidden; }"
         return kit.html(text, css=css, height=18, styles={"margin-left": "14px"})
+
+    def _material(self) -> Material:
+        """What files are made of: what the page shows now, and which parts of it are of another recipe."""
+        state, causes, table = self.state, self.causes, self.map.table
+        aged = causes.found is not None and causes.recipe != self.session.recipe
+        old = {"evaluation": state.stale, "sensitivity": self.map.outdated, "diagnosis": aged}
+        return Material(
+            Session(subject=self.session.subject, recipe=self.session.recipe),
+            state.evaluation, table if len(table) else None, causes.found,
+            frozenset(part for part, stale in old.items() if stale), state.marks, state.notes,
+        )  # fmt: skip
 
     def _begin(self) -> None:
         self.table.select()
@@ -299,7 +307,7 @@ class Page:
         self._unsubscribe()
         for runner in (
             self.evaluator, self.filler, self.reader, self.adder,
-            self.map.runner, self.flips.runner, self.causes.runner,
+            self.map.runner, self.flips.runner, self.causes.runner, self.export.runner,
             self.depth.runner,
         ):  # fmt: skip
             runner.close()
@@ -348,7 +356,9 @@ def browser_page(
     pn.extension("tabulator", notifications=True)
     try:
         recipe = options.pop("recipe", "w8a8")
-        return Page(Session(subject=subject_of(model, data, **options), recipe=recipe), images).view()
+        session = Session(subject=subject_of(model, data, **options), recipe=recipe)
+        location = pn.state.location
+        return Page(session, images, location.search if location is not None else "").view()
     except ExplorerError as error:
         return failure(error)
 

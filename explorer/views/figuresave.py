@@ -5,6 +5,11 @@ BokehJS paints a figure once more, on a canvas or as SVG; what is seen is what i
 
 from __future__ import annotations
 
+import base64
+from typing import Any
+
+from bokeh.models import CustomAction, CustomJS
+
 # A function of a figure's view: gives a Blob.  The ground is painted first, for figures themselves have none.
 SAVE_JS = """
 async function figureFile(view, kind, ground) {
@@ -35,3 +40,36 @@ function handOut(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60000)
 }
 """
+
+# The ground of a figure on the page is that of the first element around it that has one.
+ACTION_JS = """
+const view = Bokeh.index.find_one(plot)
+let ground = "rgb(255, 255, 255)"
+for (let at = view.el; at; at = at.parentElement || at.getRootNode().host) {
+  const colour = getComputedStyle(at).backgroundColor
+  if (colour && !/^(transparent|rgba\\(.*, 0\\))$/.test(colour)) { ground = colour; break }
+}
+figureFile(view, kind, ground).then(blob => handOut(blob, "figure." + kind))
+"""
+
+
+def _icon(word: str) -> str:
+    """A word on a plate that both grounds bear."""
+    drawing = (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><rect y="4" width="24" height="16" rx="3" '
+        'fill="#5b646d"/><text x="12" y="16" font-size="10.5" font-weight="700" font-family="sans-serif" '
+        f'text-anchor="middle" fill="#fff">{word}</text></svg>'
+    )
+    return "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()
+
+
+def save_tools(plot: Any) -> list[Any]:
+    """Two buttons for a figure's toolbar that save what is seen, as SVG and as PNG."""
+    return [
+        CustomAction(
+            icon=_icon(kind.upper()),
+            description=f"Save as {kind.upper()}",
+            callback=CustomJS(args={"plot": plot, "kind": kind}, code=SAVE_JS + ACTION_JS),
+        )
+        for kind in ("svg", "png")
+    ]

@@ -11,6 +11,8 @@ import panel_material_ui as pmui
 import param
 from panel_material_ui.template.base import Page
 
+from explorer.views.figuresave import save_tools
+
 Viewable = pn.viewable.Viewable
 Column = pn.Column
 Row = pn.Row
@@ -33,6 +35,13 @@ def picture(name: str) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" stroke="black" '
         f'stroke-width="2.4" stroke-linejoin="round" stroke-linecap="round"><path d="{_LINES[name]}"/></svg>'
     )
+
+
+# The buttons of a figure lie on it without a ground of their own, and what is between them is the figure's.
+CORNER = """
+:host(.bk-inner) { background: none; opacity: 1; pointer-events: none; }
+div { pointer-events: auto; }
+"""
 
 
 class Drawn(pn.custom.JSComponent):
@@ -101,41 +110,38 @@ class Live(pn.custom.JSComponent):
     """
 
 
-class Help(pn.custom.JSComponent):
-    """A question mark that opens words beside it; the browser closes them at Escape and at a click elsewhere."""
+class Address(pn.custom.JSComponent):
+    """Puts ``search`` in place of the query of the page's address, without a new entry in the browser's history."""
 
-    object = param.String(default="")
-    title = param.String(default="")
+    search = param.String(default="")
     _esm = """
     export function render({ model }) {
-      const made = document.createElement("span")
-      const button = document.createElement("button"), box = document.createElement("div")
-      button.textContent = "?"
-      box.popover = "auto"
-      button.popoverTargetElement = box
-      const show = () => {
-        box.innerHTML = model.object
-        button.title = button.ariaLabel = model.title
-        made.hidden = !model.object
-      }
-      box.addEventListener("toggle", () => {
-        const at = button.getBoundingClientRect(), room = document.documentElement
-        box.style.left = Math.max(8, Math.min(at.left, room.clientWidth - box.offsetWidth - 8)) + "px"
-        const below = at.bottom + 4, height = box.offsetHeight
-        box.style.top = (below + height < room.clientHeight ? below : Math.max(8, at.top - height - 4)) + "px"
+      model.on("search", () => {
+        history.replaceState(history.state, "", location.pathname + model.search + location.hash)
       })
-      model.on("object", show)
-      model.on("title", show)
-      show()
-      made.append(button, box)
-      return made
+      return document.createElement("span")
     }
     """
 
 
-def help(css: str) -> Help:
-    """A question mark that opens an explanation, set by its ``object``."""
-    return Help(stylesheets=[css], width=24, height=24, margin=0)
+class HandOut(pn.custom.JSComponent):
+    """Hands a ``file`` to the browser as a download: its ``name``, and its bytes as base64 in ``data``."""
+
+    file = param.Dict(default={})
+    _esm = """
+    export function render({ model }) {
+      model.on("file", () => {
+        const { name, data } = model.file
+        const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0))
+        const link = document.createElement("a")
+        link.href = URL.createObjectURL(new Blob([bytes]))
+        link.download = name
+        link.click()
+        setTimeout(() => URL.revokeObjectURL(link.href), 60000)
+      })
+      return document.createElement("span")
+    }
+    """
 
 
 def live(css: str, press: Callable[[str], None], **options: Any) -> Live:
@@ -183,9 +189,15 @@ def html(text: str = "", css: str = "", **options: Any) -> pn.pane.HTML:
 
 
 def bokeh(figure: Any, **options: Any) -> pn.pane.Bokeh:
-    """A Bokeh figure as a part of the page."""
+    """A Bokeh figure as a part of the page, with buttons that save it."""
     options.setdefault("sizing_mode", "stretch_both")
     options.setdefault("margin", 0)
+    # In the corner over the figure, and in sight only while the mouse is on it.
+    figure.update(toolbar_location="above", toolbar_inner=True)
+    figure.toolbar.update(logo=None, autohide=True, stylesheets=[CORNER])
+    for tool in figure.toolbar.tools:
+        tool.visible = False
+    figure.add_tools(*save_tools(figure))
     return pn.pane.Bokeh(figure, **options)
 
 
@@ -305,6 +317,26 @@ def upload(label: str, accept: str, most: int = 1 << 20, **more: Any) -> pmui.Fi
         size="small",
         **more,
     )
+
+
+def menu(label: str, items: list[str], pick: Callable[[str], None], **more: Any) -> pmui.MenuButton:
+    """A button with a menu; ``pick`` gets the words of an entry."""
+    more.setdefault("margin", 0)
+    made = pmui.MenuButton(
+        label=label, items=[{"label": item} for item in items], variant="text", size="small", **more
+    )
+
+    def clicked(item: Any) -> None:
+        pick(item["label"])
+
+    made.on_click(clicked)
+    return made
+
+
+def text_area(label: str, **more: Any) -> pmui.TextAreaInput:
+    """A field for some lines; its value is taken when the field is left."""
+    _fill(more)
+    return pmui.TextAreaInput(label=label, value="", rows=3, auto_grow=True, max_rows=8, size="small", **more)
 
 
 def table(frame: Any, **more: Any) -> pn.widgets.Tabulator:

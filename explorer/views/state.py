@@ -13,6 +13,7 @@ from explorer.cost import Cost, cost
 from explorer.errors import ExplorerError
 from explorer.recipe import LayerConfig, Recipe, TensorScheme
 from explorer.session import Session
+from explorer.sources import Notes
 from explorer.study import Additivity, Evaluation, ForeignParameters
 from explorer.study.ranges import with_objectives
 
@@ -41,11 +42,13 @@ class PageState(param.Parameterized):
     foreign: Any = param.ClassSelector(
         default=None, class_=ForeignParameters, doc="what another tool has chosen, or None"
     )
+    notes: Any = param.ClassSelector(default=Notes(), class_=Notes, instantiate=False, doc="the reviewer's")
     problem: Any = param.String(default="", doc="the latest refusal, in a sentence")
 
     def __init__(self, session: Session, **values: Any) -> None:
         super().__init__(**values)
-        self.session = session
+        self.session, self.notes = session, session.notes
+        self.param.watch(lambda event: setattr(session, "notes", event.new), "notes")
         self._facts: tuple[tuple[Any, ...], Mapping[str, Any]] = ((None,) * 4, {})
         # What takes a search through the whole network comes later, from the background.
         later = dict.fromkeys(session.subject.resolver.coordinates(session.recipe), "minmax")
