@@ -125,13 +125,20 @@ def _no_format(name: str) -> str:
     return f"{name!r} is a preset and no format; of weights it says {words}."
 
 
-def _apply(config: LayerConfig, line: Line) -> LayerConfig:
-    if dict(line.weight).get("mode") == "dynamic":
+# One layer is asked for again and again, by plans, calibration and tables.
+@lru_cache(maxsize=4096)
+def _applied(config: LayerConfig, weight: Settings, input: Settings) -> LayerConfig:
+    """The schemes with some settings replaced.
+
+    Raises:
+        SchemeError: when they do not go together.
+    """
+    if dict(weight).get("mode") == "dynamic":
         # Said before the granularity of a dynamic range is looked at, which is beside the point here.
         raise SchemeError(WEIGHTS_STAY)
     return LayerConfig(
-        replace(config.weight, **dict(line.weight)) if line.weight else config.weight,
-        replace(config.input, **dict(line.input)) if line.input else config.input,
+        replace(config.weight, **dict(weight)) if weight else config.weight,
+        replace(config.input, **dict(input)) if input else config.input,
     )
 
 
@@ -158,7 +165,7 @@ class Recipe:
             raise RecipeError(f"layers: {twice!r} stands twice; a file could hold only one of them.")
         for line in self.layers:
             try:
-                _apply(self.default, line)
+                _applied(self.default, line.weight, line.input)
             except RecipeError:
                 raise
             except SchemeError as error:
@@ -189,7 +196,7 @@ class Recipe:
                 weight.update(line.weight)
                 inputs.update(line.input)
         try:
-            return _apply(self.default, Line(name, tuple(weight.items()), tuple(inputs.items())))
+            return _applied(self.default, tuple(weight.items()), tuple(inputs.items()))
         except SchemeError as error:
             raise RecipeError(f"layer {name!r}: {error}") from None
 
@@ -227,7 +234,7 @@ class Recipe:
         """
         line = Line("default", _settings(weight, "default.weight"), _settings(input, "default.input"))
         try:
-            return replace(self, default=_apply(self.default, line))
+            return replace(self, default=_applied(self.default, line.weight, line.input))
         except SchemeError as error:
             raise RecipeError(f"default: {error}") from None
 
@@ -481,9 +488,8 @@ def _from_data(data: Any, marks: dict[Place, int]) -> Recipe:
     recipe = Recipe()
     try:
         recipe = Recipe(
-            _apply(
-                recipe.default,
-                Line("default", *(settings(default.get(tensor), "default", tensor) for tensor in TENSORS)),
+            _applied(
+                recipe.default, *(settings(default.get(tensor), "default", tensor) for tensor in TENSORS)
             )
         )
     except RecipeError:

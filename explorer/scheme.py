@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 from explorer.calibrate import ELEMENTS, Objective, objective
@@ -238,7 +239,7 @@ class TensorScheme:
     def _overflow_word(self) -> list[str]:
         return [] if self.off or self.overflow == "saturate" else [self.overflow]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A text that two schemes share exactly if they do the same to every tensor.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from explorer.calibrate.analytic import ACIQ
@@ -95,6 +96,7 @@ OBJECTIVES: dict[str, ObjectiveEntry] = {
 }
 
 
+@lru_cache(maxsize=1024)
 def objective(name: str) -> Objective:
     """The objective called ``name``, for example ``mse`` or ``percentile:99.9``.
 

@@ -232,8 +232,8 @@ def check_scores(result: Tensor) -> None:
     Raises:
         TensorError: with how many images have such scores.
     """
-    bad = int((~torch.isfinite(result)).any(1).sum())
-    if bad:
+    if not readable(result):
+        bad = int((~torch.isfinite(result)).any(1).sum())
         raise TensorError(
             f"The class scores of {bad:,} of {len(result):,} images are infinite or NaN, since values beyond a "
             "format's range become infinity; set overflow: saturate, or give the layers whose SQNR is minus "

@@ -27,8 +27,10 @@ from explorer.views.addressbar import AddressBar, arrive, take
 from explorer.views.depthview import DepthView
 from explorer.views.diagnosisview import DiagnosisView
 from explorer.views.estimates import Estimates
+from explorer.views.explained import SCORE, ask
 from explorer.views.export import Export, Material
 from explorer.views.flips import FlipGallery
+from explorer.views.guide import guide
 from explorer.views.inspector import Inspector
 from explorer.views.notesview import NotesView
 from explorer.views.runs import Publisher, Runner, settled
@@ -98,6 +100,7 @@ class Page:
             NOTES: NotesView(self.state),
         }
         self.inspector = Inspector(self.state)
+        self.guide = guide(self.state)
         self.started = time.monotonic()
         self._job()
         self._problem()
@@ -120,7 +123,8 @@ class Page:
         )
         self.rerun = kit.button("Evaluate", "again", variant="text", on_click=lambda _: self.evaluate())
         self.words = kit.html(css=theme.LABEL, sizing_mode="stretch_width", height=18)
-        self.status = kit.row(self.words, self.bar, self.stop_at, self.cancel, self.rerun, height=42)
+        again = kit.button("Guide", variant="text", on_click=lambda _: self.guide.again())
+        self.status = kit.row(self.words, again, self.bar, self.stop_at, self.cancel, self.rerun, height=42)
 
     def _problem(self) -> None:
         self.alert = kit.alert()
@@ -135,8 +139,12 @@ class Page:
 
     def _centre(self) -> Any:
         self.tabs = Tabs(self.below)
-        head = kit.row(self.tabs.choice, height=38, css=theme.STRIP, styles={"padding": "4px 8px 0"})
-        lower = kit.column(head, self.tabs.place, css=theme.CARD, margin=(8, 0, 0, 0))
+        head = kit.row(
+            self.tabs.choice, self.tabs.help, height=38, css=theme.STRIP, styles={"padding": "4px 8px 0"}
+        )
+        lower = kit.column(
+            head, self.tabs.place, css=theme.CARD, margin=(8, 0, 0, 0), css_classes=["place-below"]
+        )
         css = theme.halves(self.map.plot.figure.max_height + 130)
         centre = kit.column(css=css, css_classes=["place-centre"])
 
@@ -148,6 +156,14 @@ class Page:
         self.address.follow((self.tensor.tabs, self.tabs), self.wanted)
         return centre
 
+    def _scores(self) -> Any:
+        mark = ask(SCORE)
+        # At the end of the line below the cards, whose width is that of the regions below.
+        mark.styles = {"position": "absolute", "right": "2px", "bottom": "-5px"}
+        return kit.row(
+            self.score.view, mark, css=":host { position: relative; }", css_classes=["place-scores"]
+        )
+
     def _show_flips(self) -> None:
         self.tabs.show(FLIPS)
 
@@ -157,7 +173,7 @@ class Page:
             self.table.view, self._centre(), self.inspector.view, css=theme.TOKENS + theme.grid(room),
         )  # fmt: skip
         return kit.column(
-            self.alert, self.score.view, grid, self.status, self.drawn, self.address.view,
+            self.alert, self._scores(), grid, self.guide, self.status, self.drawn, self.address.view,
             css=theme.FRAME + css,
         )  # fmt: skip
 

@@ -32,9 +32,9 @@ CSS = (
     theme.TOKENS
     + f"""
 :host {{ color: var(--ink); font-size: 11.5px; line-height: 15px; }}
-.key {{ color: var(--faint); white-space: nowrap; overflow: hidden; font-size: 12px; }}
-.key i {{ display: inline-block; width: 14px; height: 0; margin: 0 4px 0 10px; vertical-align: 3px; }}
-.key i:first-child {{ margin-left: 0; }}
+.key {{ color: var(--faint); font-size: 12px; line-height: 17px; }}
+.key span {{ white-space: nowrap; margin-right: 10px; }}
+.key i {{ display: inline-block; width: 14px; height: 0; margin-right: 4px; vertical-align: 3px; }}
 .with {{ border-top: 2px solid {theme.BEFORE}; }} .kept {{ border-top: 2px dashed {theme.RANGE}; }}
 .key .without {{ width: 7px; height: 7px; border-radius: 50%; background: {theme.CHOSEN}; vertical-align: 0; }}
 .key .near {{ height: 9px; background: {theme.RANGE}; opacity: .25; vertical-align: -1px; }}
@@ -47,8 +47,9 @@ figcaption {{ white-space: nowrap; }} figcaption span {{ display: block; color: 
 """
 )
 KEY = (
-    '<div class="key"><i class="with"></i>range from so many images<i class="kept"></i>from all'
-    f'<i class="near"></i>within {100 * SETTLED:.0f}% of it<i class="without"></i>without a part</div>'
+    '<div class="key"><span><i class="with"></i>range from so many images</span> '
+    f'<span><i class="kept"></i>from all</span> <span><i class="near"></i>within {100 * SETTLED:.0f}% of it</span> '
+    '<span><i class="without"></i>without a part</span></div>'
 )
 
 
@@ -160,7 +161,7 @@ class CalibrationView(TensorView):
             sizing_mode="stretch_height",
         )
         self.middle = kit.column(self.pane, beside, css=":host { flex-direction: row !important; }")
-        self.key = kit.html(KEY, css=CSS, styles={"padding": "0 12px"}, height=18)
+        self.key = kit.html(KEY, css=CSS, styles={"padding": "0 12px"}, min_height=18)
         self.view = kit.column(self.key, self.middle, self.caption)
 
     def steps(self) -> Callable[[], Iterator[tuple[Jackknife, str] | None]]:
@@ -201,6 +202,12 @@ class CalibrationView(TensorView):
         none = "no single image moves the range" if jackknife.influences else "looking for the images …"
         self.images.object = pictures or f'<div class="set"><span>{none}</span></div>'
         self.say(said(jackknife))
+
+    def refresh(self) -> None:
+        if not self.middle.visible:
+            # The words were of a tensor without a figure.
+            self.caption.object = ""
+        super().refresh()
 
     def failed(self, error: Exception) -> None:
         self._shown(False)

@@ -26,7 +26,7 @@ CSS = (
     + f"""
 :host {{ font-size: 12px; line-height: 17px; }}
 .key {{ color: var(--faint); white-space: nowrap; overflow: hidden; }}
-.key i {{ display: inline-block; width: 12px; margin: 0 4px 0 10px; background: {theme.BEFORE}; vertical-align: 2px; }}
+.key i {{ display: inline-block; width: 12px; margin: 0 4px 0 8px; background: {theme.BEFORE}; vertical-align: 2px; }}
 .key i:first-child {{ margin-left: 0; }}
 .thin {{ height: 2px; }} .wide {{ height: 5px; opacity: .45; }} .thick {{ height: 9px; vertical-align: 0 !important; }}
 .clip {{ height: 0; border-top: 2px solid {theme.RANGE}; background: none !important; }}
@@ -34,7 +34,7 @@ CSS = (
 )
 KEY = (
     '<div class="key"><i class="thin"></i>min … max<i class="wide"></i>1 … 99%<i class="thick"></i>25 … 75%'
-    '<i class="clip"></i>range kept</div>'
+    '<i class="clip"></i>kept</div>'
 )
 
 

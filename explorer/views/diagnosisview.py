@@ -25,7 +25,6 @@ CSS = (
     + f"""
 :host {{ color: var(--ink); font-size: 12px; line-height: 16px; }}
 .note {{ color: var(--faint); }}
-.line {{ white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }}
 .finding {{ display: grid; grid-template-columns: minmax(0, 1fr) 172px 62px; gap: 1px 10px; align-items: start;
   padding: 5px 2px; border-top: 1px solid var(--line); }}
 .where button {{ font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0;
@@ -125,7 +124,7 @@ class DiagnosisView:
         self.start = kit.button("Diagnose", "start", on_click=lambda *_: self.toggle(), width=104)
         self.only = kit.switch("chosen layer only")
         self.only.param.watch(lambda *_: self._show(), "value")
-        self.words = kit.html(css=CSS, height=18)
+        self.words = kit.html(css=CSS, min_height=18)
         self.list = kit.live(CSS, self._pressed)
         self.view = kit.column(
             kit.row(self.start, self.only, kit.spacer(), height=42),
@@ -195,7 +194,7 @@ class DiagnosisView:
             )
         left = duration(self.runner.progress.left) if self.running and self.runner.progress else ""
         tried = f"tried on up to {found.images:,} images" + (f", {left} left" if left else "")
-        return f"{changes}, {tried}; with the change minus without it"
+        return f"{changes}, {tried}; differences are with the change minus without it, intervals 95%"
 
     def _show(self) -> None:
         """Draw what there is; out of sight nothing is sent."""
@@ -205,7 +204,7 @@ class DiagnosisView:
         aged = self.recipe is not None and self.recipe != session.recipe
         before = '<span class="aged">before the edit: diagnose again</span> ' if aged else ""
         text = escape(self._say())
-        self.words.object = f'<div class="note line" title="{text}" aria-live="polite">{before}{text}</div>'
+        self.words.object = f'<div class="note" aria-live="polite">{before}{text}</div>'
         applied = self.applied[0] if self.applied and self.applied[1] == session.recipe else ""
         layer = self.state.layer if self.only.value else None
         text = markup(self.found, layer, applied) if self.found is not None else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from bokeh.models import (
     ColumnDataSource,
+    CustomJS,
     CustomJSTickFormatter,
     FixedTicker,
     HoverTool,
@@ -23,6 +25,11 @@ from explorer.views import theme
 # More lines than this run into each other: they fade, and only so many are drawn.
 CROWD = 64
 MOST_LINES = 1024
+# A count from its height on a logarithmic axis.
+COUNT = (
+    "const n = Math.round(Math.pow(10, tick) - 1);"
+    "return n >= 1e6 ? n / 1e6 + 'M' : n >= 1e3 ? n / 1e3 + 'k' : '' + n"
+)
 # How much of the height the strip of level marks takes, below zero.
 STRIP = 0.06
 
@@ -70,8 +77,33 @@ def heights(counts: np.ndarray, log: bool) -> np.ndarray:
 
 
 def decades(top: float) -> list[float]:
-    """Where log10(1 + count) has its ticks: at the counts 0, 1, 10, 100, ..."""
-    return [0.0, *(float(np.log10(1 + 10.0**k)) for k in range(0, max(1, int(np.ceil(top)) + 1)))]
+    """Where log10(1 + count) has its ticks: at 0 and at powers of ten, so many that their labels have room.
+
+    >>> [round(10**tick - 1) for tick in decades(2.5)], [round(10**tick - 1) for tick in decades(7.1)]
+    ([0, 10, 100], [0, 10, 1000, 100000, 10000000])
+    """
+    highest = int(np.log10(max(10.0**top - 1, 1.0)))
+    powers = range(highest, -1, -(1 + highest // 4))
+    # Where the axis is long its 1 is so near to 0 that the two would be one.
+    return [0.0, *(float(np.log10(1 + 10.0**k)) for k in reversed(powers) if k or highest < 2)]
+
+
+def rounds(top: float) -> list[float]:
+    """A few round numbers from 0 to ``top``.
+
+    >>> rounds(17.0), rounds(380.0)
+    ([0.0, 5.0, 10.0, 15.0], [0.0, 100.0, 200.0, 300.0])
+    """
+    unit = 10.0 ** np.floor(np.log10(max(top, 1e-9)))
+    each = unit * (2 if top >= 5 * unit else 1 if top >= 2 * unit else 0.5)
+    return np.arange(0.0, top * (1 + 1e-9), each).tolist()
+
+
+def counted(axis: Any, top: float, log: bool) -> None:
+    """Ticks and labels of an axis of :func:`heights` up to ``top``."""
+    ticks = decades(top) if log else rounds(top)
+    form = CustomJSTickFormatter(code=COUNT) if log else NumeralTickFormatter(format="0.[0]a")
+    axis.update(ticker=FixedTicker(ticks=ticks, minor_ticks=[]), formatter=form)
 
 
 def steps(edges: np.ndarray, tops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,10 +142,16 @@ class HistogramFigure:
     """A distribution before (filled) and after (outlined), its levels, and the range that is kept.
 
     ``figure`` is the Bokeh model; :meth:`update` and :meth:`use_log` change it in place.
+
+    Args:
+        log: count by decades.
+        moved: is called with the two ends of the range while a hand moves one of them; None for a figure that stands.
     """
 
-    def __init__(self, log: bool = True) -> None:
-        self.log = log
+    def __init__(self, log: bool = True, moved: Callable[[float, float], None] | None = None) -> None:
+        self.log, self._moved = log, moved
+        self._quiet = False
+        self._top = 0.0
         self.shown: Histogram | None = None
         self.theirs: Histogram | None = None
         self.bars = ColumnDataSource({"left": [], "right": [], "top": [], "count": [], "after": []})
@@ -161,44 +199,57 @@ class HistogramFigure:
             line_dash="dotted",
             name="theirs",
         )
-        self.outside = [
-            BoxAnnotation(
-                fill_color=theme.RANGE, fill_alpha=0.1, line_color=None, movable="none", resizable="none"
-            )
-            for _ in range(2)
-        ]
-        for box in self.outside:
-            plot.add_layout(box)
-        plot.add_tools(
-            HoverTool(
-                renderers=[bars],
-                mode="vline",
-                tooltips=[
-                    ("values", "@left{0.0000} … @right{0.0000}"),
-                    ("before", "@count{0,0}"),
-                    ("after", "@after{0,0}"),
-                ],
-            )
+        # What is outside is shaded; the lines of the range follow its edges in the browser, before any answer.  The
+        # width of the line that is not drawn is how near an edge it can be taken hold of.
+        self.kept = BoxAnnotation(
+            editable=False, movable="none", inverted=True, fill_color=theme.RANGE, fill_alpha=0.1, line_color=None,
+            line_width=10,
+        )  # fmt: skip
+        if self._moved is not None:
+            self._follow()
+        plot.add_layout(self.kept)
+        self.bar = bars
+        self.hover = HoverTool(
+            renderers=[bars],
+            mode="vline",
+            tooltips=[
+                ("values", "@left{0.0000} … @right{0.0000}"),
+                ("before", "@count{0,0}"),
+                ("after", "@after{0,0}"),
+            ],
         )
+        plot.add_tools(self.hover)
+
+    def tell(self, told: bool) -> None:
+        """Whether a bar that is pointed at tells its numbers, which would stand in the way of a hand at work."""
+        self.hover.renderers = [self.bar] if told else []
 
     def use_log(self, log: bool) -> None:
         """Count by decades, or evenly."""
         self.log = log
-        axis = self.figure.yaxis[0]
-        axis.axis_label = "count (log)" if log else "count"
-        axis.formatter = (
-            CustomJSTickFormatter(
-                code="const n = Math.round(Math.pow(10, tick) - 1);"
-                "return n >= 1e6 ? n / 1e6 + 'M' : n >= 1e3 ? n / 1e3 + 'k' : '' + n"
-            )
-            if log
-            else NumeralTickFormatter(format="0.[0]a")
-        )
+        self.figure.yaxis[0].axis_label = "count (log)" if log else "count"
         if self.shown is not None:
             self.update(self.shown, self.theirs)
 
-    def update(self, h: Histogram, theirs: Histogram | None = None) -> None:
-        """Draw another histogram, and levels and range of ``theirs`` over it."""
+    def _follow(self) -> None:
+        code = "clips.data = {x: kept.visible ? [kept.left, kept.right] : []}"
+        follow = CustomJS(args={"kept": self.kept, "clips": self.clips}, code=code)
+        for edge in ("left", "right"):
+            self.kept.js_on_change(edge, follow)
+            self.kept.on_change(edge, lambda _a, _o, _n: self._dragged())
+
+    def _dragged(self) -> None:
+        low, high = self.kept.left, self.kept.right
+        if self._moved is None or self._quiet:
+            return
+        if isinstance(low, int | float) and isinstance(high, int | float):
+            self._moved(float(low), float(high))
+
+    def update(self, h: Histogram, theirs: Histogram | None = None, held: bool = False) -> None:
+        """Draw another histogram, and levels and range of ``theirs`` over it.
+
+        While a hand has ``held`` of the range its edges stay in the hand, and no axis moves away under it.
+        """
         self.shown, self.theirs = h, theirs
         before, after = heights(h.counts, self.log), heights(h.quantized_counts, self.log)
         top = 1.08 * max(float(before.max(initial=0)), float(after.max(initial=0)), 1e-9)
@@ -207,17 +258,17 @@ class HistogramFigure:
         )
         x, y = steps(h.edges, after)
         self.outline.data = columns(x=x, y=y)
+        if held:
+            top = max(top, self._top)
+        self._top = top
         self._levels(h, top)
         self._theirs(theirs, top)
-        low, high = view_range(h if theirs is None else replace(h, clip=widest(h.clip, theirs.clip)))
-        self.x_range.update(start=low, end=high)
         self.y_range.update(start=-STRIP * top, end=top)
-        axis = self.figure.yaxis[0]
-        if self.log:
-            axis.ticker = FixedTicker(ticks=[tick for tick in decades(top) if tick <= top], minor_ticks=[])
-        else:
-            axis.ticker = figure().yaxis[0].ticker
-        self._clip(h)
+        counted(self.figure.yaxis[0], top / 1.08, self.log)
+        if not held:
+            low, high = view_range(h if theirs is None else replace(h, clip=widest(h.clip, theirs.clip)))
+            self.x_range.update(start=low, end=high)
+            self._clip(h)
 
     def _levels(self, h: Histogram, top: float) -> None:
         levels = thinned(h.levels)
@@ -239,7 +290,18 @@ class HistogramFigure:
 
     def _clip(self, h: Histogram) -> None:
         quantized = h.scheme != "fp32"
-        self.clips.data = {"x": list(h.clip) if quantized else []}
-        left, right = self.outside
-        left.update(left=None, right=h.clip[0], visible=quantized)
-        right.update(left=h.clip[1], right=None, visible=quantized)
+        self._quiet = True
+        try:
+            self.kept.update(visible=quantized, left=h.clip[0], right=h.clip[1])
+            self.clips.data = {"x": list(h.clip) if quantized else []}
+        finally:
+            self._quiet = False
+
+    def grip(self, edges: str, together: bool) -> None:
+        """Let a hand move the range.
+
+        Args:
+            edges: ``left``, ``right``, both (``x``) or ``none`` of them.
+            together: both ends move alike.
+        """
+        self.kept.update(editable=edges != "none", resizable=edges, symmetric=together)

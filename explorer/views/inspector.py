@@ -186,21 +186,15 @@ class TensorControls:
         if self.mode is not None:
             self.mode.value = scheme.mode
         self.size.visible = GRANULARITIES[self.grain.value].sized
-        for widget in (
-            self.symmetric,
-            self.grain,
-            self.size,
-            self.goal,
-            *self.numbers,
-            self.convention,
-            self.scale,
-        ):
+        # What has no effect is off; each is set once, for of two changes at once the browser may keep the first.
+        listed = isinstance(scheme.number, LevelFormat | CodebookFormat)
+        self.grain.disabled = self.size.disabled = not scheme.scaled
+        self.symmetric.disabled = self.convention.disabled = not scheme.scaled or listed
+        for widget in self.numbers:
             widget.disabled = not scheme.scaled
+        self.goal.disabled = not scheme.scaled or (fitted and self.tensor == "input")
+        self.scale.disabled = not scheme.ranged
         self.rounding.disabled = self.seed.disabled = scheme.off
-        if isinstance(scheme.number, LevelFormat | CodebookFormat):
-            self.symmetric.disabled = self.convention.disabled = True
-        if fitted:
-            self.goal.disabled, self.scale.disabled = self.tensor == "input", True
         self.overflow.visible = scheme.number.beyond is not None
         self.last.visible = self.mode is not None or self.overflow.visible
         self.format.disabled = scheme.mode == "off"

@@ -110,6 +110,43 @@ class Live(pn.custom.JSComponent):
     """
 
 
+class Help(pn.custom.JSComponent):
+    """A question mark that opens words beside it; the browser closes them at Escape and at a click elsewhere."""
+
+    object = param.String(default="")
+    title = param.String(default="")
+    _esm = """
+    export function render({ model }) {
+      const made = document.createElement("span")
+      const button = document.createElement("button"), box = document.createElement("div")
+      button.textContent = "?"
+      box.popover = "auto"
+      button.popoverTargetElement = box
+      const show = () => {
+        box.innerHTML = model.object
+        button.title = button.ariaLabel = model.title
+        made.hidden = !model.object
+      }
+      box.addEventListener("toggle", () => {
+        const at = button.getBoundingClientRect(), room = document.documentElement
+        box.style.left = Math.max(8, Math.min(at.left, room.clientWidth - box.offsetWidth - 8)) + "px"
+        const below = at.bottom + 4, height = box.offsetHeight
+        box.style.top = (below + height < room.clientHeight ? below : Math.max(8, at.top - height - 4)) + "px"
+      })
+      model.on("object", show)
+      model.on("title", show)
+      show()
+      made.append(button, box)
+      return made
+    }
+    """
+
+
+def help(css: str) -> Help:
+    """A question mark that opens an explanation, set by its ``object``."""
+    return Help(stylesheets=[css], width=24, height=24, margin=0)
+
+
 class Address(pn.custom.JSComponent):
     """Puts ``search`` in place of the query of the page's address, without a new entry in the browser's history."""
 

@@ -9,7 +9,7 @@ from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d, TapT
 
 from explorer.study import NumberLine, Rival
 from explorer.views import theme
-from explorer.views.figures import CROWD, columns, decades, heights, plain, thinned
+from explorer.views.figures import CROWD, columns, counted, heights, plain, thinned
 from explorer.views.text import decibels, number, percent
 
 # How much of the height error takes below the line, and the marks of the levels on it, as shares of the counts.
@@ -126,16 +126,7 @@ class NumberLineFigure:
         self.figure.xaxis[0].axis_label = UNITS.get(line.unit)
         axis = self.figure.yaxis[0]
         axis.axis_label = "error | count (log)" if self.log else "error | count"
-        most = float(line.counts.max(initial=0))
-        ticks = (
-            [tick for tick in decades(high) if tick <= high]
-            if self.log
-            else [0.0, *(most * k / 2 for k in (1, 2))]
-        )
-        axis.ticker = FixedTicker(ticks=ticks, minor_ticks=[])
-        axis.major_label_overrides = {
-            tick: f"{round(10**tick - 1 if self.log else tick):,}" for tick in ticks
-        }
+        counted(axis, high / 1.08, self.log)
 
 
 class RivalsFigure:

@@ -55,6 +55,11 @@ class Moving:
         own = self._editing or self._revision == self.state.session.revision
         return own and (time.monotonic() - self._moved < PAUSE or self._moved > self._pressed)
 
+    @property
+    def stands(self) -> bool:
+        """Whether the recipe is as the hand has left it: nobody has changed anything since."""
+        return self._wish is not None and (self._editing or self._revision == self.state.session.revision)
+
     def press(self, down: bool) -> None:
         """A button has gone down, so that a hand that has moved and rests is still at it; or up."""
         # The first movement may be told before the button.

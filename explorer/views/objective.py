@@ -11,7 +11,8 @@ import numpy as np
 from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d
 from bokeh.models.annotations import BoxAnnotation
 
-from explorer.calibrate import OBJECTIVES
+from explorer.calibrate import OBJECTIVES, Clip
+from explorer.recipe import TensorScheme
 from explorer.study import Curves
 from explorer.views import choices, kit, theme
 from explorer.views.figures import plain
@@ -33,7 +34,9 @@ CSS = (
     theme.TOKENS
     + """
 :host { font-size: 12px; line-height: 17px; color: var(--faint); }
-.key i { display: inline-block; width: 12px; height: 3px; margin: 0 4px 3px 0; vertical-align: middle; }
+.key i { display: inline-block; margin-right: 4px; }
+.key .drawn { width: 12px; height: 3px; vertical-align: 3px; background: var(--colour); }
+.key .mark { border: 4px solid transparent; border-top: 0; border-bottom: 7px solid var(--colour); }
 .key span { white-space: nowrap; margin-right: 9px; } .key .present { color: var(--ink); font-weight: 600; }
 .moved b { color: var(--ink); font-weight: 600; }
 """
@@ -142,22 +145,25 @@ class ObjectiveView(TensorView):
         self.plot = CurvesFigure(self._drag)
         self.pane = kit.bokeh(self.plot.figure)
         publisher.panes.append(self.pane)
-        self.slider = kit.slider("range kept", LEAST, MOST, 0.005, 1.0)
+        self.slider = kit.slider("range kept", LEAST, MOST, 0.005, 1.0, format="0.000")
         self.key = kit.html(css=CSS, styles={"padding": "0 12px"}, min_height=18)
         self.live = kit.html(HINT, css=CSS, styles={"padding": "0 12px"}, min_height=18)
         self.moving = Moving(state, publisher, self._numbers)
         self._known: tuple[tuple[object, ...], Curves] | None = None
         self._quiet = False
+        # The slider's label stands out of it.
+        self.row = kit.row(self.slider, height=54, styles={"padding": "8px 20px 0 12px"})
         self.view = kit.column(
             self.key,
             self.pane,
-            kit.row(self.slider, height=44, styles={"padding": "0 20px 0 12px"}),
+            self.row,
             self.live,
             self.caption,
             kit.hand(self.moving.press),
         )
         self.slider.param.watch(self._slid, "value")
         state.param.watch(lambda *_: self._elsewhere(), ["layer", "tensor"])
+        state.param.watch(lambda *_: self._edited(), "revision")
 
     def _drag(self, share: float) -> None:
         self._put(share, slider=True)
@@ -185,6 +191,23 @@ class ObjectiveView(TensorView):
     def _elsewhere(self) -> None:
         self.moving.forget()
         self.live.object = HINT
+        self._typed()
+
+    def _edited(self) -> None:
+        """The numbers of a movement that somebody has taken back are nobody's."""
+        if not self.moving.stands:
+            self.live.object = HINT
+            self._typed()
+
+    def _typed(self) -> None:
+        """A range that is typed needs no curves: a slider that is being put on the page has it already."""
+        share = typed(self.scheme)
+        if share is not None:
+            self._put(share, edge=True)
+
+    def _shown(self, visible: bool) -> None:
+        for part in (self.key, self.pane, self.row, self.live):
+            part.visible = visible
 
     def _question(self) -> tuple[object, ...]:
         """What the curves depend on; the present objective only where it is not among the usual ones."""
@@ -217,13 +240,21 @@ class ObjectiveView(TensorView):
         else:
             self.runner.start(self.steps(), self.draw, lambda: None, self.failed)
 
+    def failed(self, error: Exception) -> None:
+        # Nothing to look at, and no range to be moved.
+        self._shown(False)
+        super().failed(error)
+
     def draw(self, found: tuple[tuple[object, ...], Curves]) -> None:
         self._known = found
+        self._shown(True)
         curves, colours = coloured(found[1])
         self.plot.update(curves, colours)
-        present = curves.present
-        if present is not None and not self.moving.active:
-            self._put(present.share, edge=True)
+        share = typed(curves.scheme)
+        if share is None and curves.present is not None:
+            share = curves.present.share
+        if share is not None and not self.moving.active:
+            self._put(share, edge=True)
         self.key.object = _key(curves, colours)
         self.say(said(curves))
 
@@ -241,10 +272,19 @@ def _place(objective: str) -> int:
     return list(OBJECTIVES).index(choices.objective_family(objective))
 
 
+def typed(scheme: TensorScheme) -> float | None:
+    """The share of the range that a scheme keeps, the middle of two; None where no share is typed."""
+    if not scheme.objective.startswith("clip"):
+        return None
+    low, high = Clip(*map(float, scheme.objective.split(":")[1:])).shares
+    return max(low, high) if scheme.symmetric else (low + high) / 2
+
+
 def _key(curves: Curves, colours: dict[str, str]) -> str:
     parts = [
         f'<span class="{"present" if curve.objective == curves.scheme.objective else ""}">'
-        f'<i style="background:{colours[curve.objective]}"></i>{escape(curve.objective)} '
+        f'<i class="{"drawn" if curve.cost is not None else "mark"}" style="--colour:{colours[curve.objective]}"></i>'
+        f"{escape(curve.objective)} "
         f"{number(round(curve.share, 3))}</span>"
         for curve in curves.curves
     ]
@@ -260,5 +300,5 @@ def said(curves: Curves) -> str:
     )
     return (
         f"<b>{escape(curves.scheme.describe())}</b> · cost over the share of the range kept, divided by the full "
-        f"range's{many}. Triangles have no cost."
+        f"range's{many}. Triangles have no cost to draw: a rule chooses."
     )

@@ -11,6 +11,7 @@ import pandas as pd
 from bokeh.models.widgets.tables import NumberFormatter
 
 from explorer.views import choices, kit, theme
+from explorer.views.explained import LAYERS, ask
 from explorer.views.state import PageState
 
 # Columns that are a field of a scheme.
@@ -28,8 +29,8 @@ TITLES = {
     "size": "kB", "op": "op",
 }  # fmt: skip
 WIDTHS = {
-    "mark": 26, "name": 126, "w_format": 48, "w_grain": 82, "w_goal": 66, "w_sym": 32, "a_format": 46, "a_mode": 52,
-    "sqnr": 54, "size": 50, "op": 52,
+    "mark": 26, "name": 112, "w_format": 60, "w_grain": 88, "w_goal": 64, "w_sym": 30, "a_format": 60, "a_mode": 54,
+    "sqnr": 48, "size": 46, "op": 48,
 }  # fmt: skip
 TIPS = {
     "mark": "marked layers are edited together in the inspector",
@@ -160,6 +161,7 @@ class LayerTable:
             chip("Same op", "mark the layers of the chosen one's kind", self._alike),
             kit.spacer(),
             self.count,
+            ask(LAYERS),
             height=36,
             styles={"padding": "0 8px"},
         )

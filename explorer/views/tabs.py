@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from explorer.views import kit, theme
+from explorer.views.explained import ask, explain
 
 
 class Part(Protocol):
@@ -29,6 +30,7 @@ class Tabs:
         self.parts, self.turned = parts, turned
         self.chosen = next(iter(parts))
         self.choice = kit.choice(list(parts), self.chosen, sx=theme.TABS)
+        self.help = ask(self.chosen)
         # A figure that is not in sight has no size and would keep the page from being ready.
         self.place = kit.column(self.part.view)
         self.choice.param.watch(lambda event: self.show(event.new), "value")
@@ -47,4 +49,5 @@ class Tabs:
         self.choice.value = name
         self.place.objects = [self.part.view]
         self.part.turn(True)
+        explain(self.help, name)
         self.turned(name)

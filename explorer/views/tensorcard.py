@@ -60,10 +60,18 @@ class TensorCard:
         choice = kit.row(self.tabs.choice, height=34, css=theme.STRIP, styles={"padding": "4px 8px 0"})
         self.view = kit.column(
             choice,
-            kit.row(self.head, self.tensor, self.log, height=34, styles={"padding": "0 6px 0 12px"}),
+            kit.row(
+                self.head,
+                self.tensor,
+                self.log,
+                self.tabs.help,
+                height=34,
+                styles={"padding": "0 6px 0 12px"},
+            ),
             self.why,
             self.tabs.place,
             css=theme.CARD,
+            css_classes=["place-tensor"],
         )
         choice.visible = len(self.views) > 1
         self.tensor.param.watch(self._tensor_picked, "value")

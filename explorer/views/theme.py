@@ -125,7 +125,7 @@ TABLE = (
   .tabulator-header .tabulator-col { background: transparent; border-right: none; font-weight: 500;
     height: 28px !important; min-height: 28px; }
   .tabulator-header .tabulator-headers { background: transparent; height: 28px; min-height: 28px; }
-  .tabulator-header .tabulator-col .tabulator-col-content { padding: 6px 5px; }
+  .tabulator-header .tabulator-col .tabulator-col-content { padding: 6px 4px; }
   .tabulator-header .tabulator-col .tabulator-col-content .tabulator-col-title { padding-right: 0; font-size: 11.5px;
     white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
   .tabulator-col[tabulator-field="sqnr"] .tabulator-col-title { text-align: right; }
@@ -134,7 +134,7 @@ TABLE = (
   .tabulator-row, .tabulator-row.tabulator-row-even {
     min-height: 26px; background: transparent; color: var(--ink); border: none;
     border-bottom: 1px solid var(--wash); }
-  .tabulator-row .tabulator-cell { padding: 4px 5px; height: 26px; min-height: 26px; border-right: none;
+  .tabulator-row .tabulator-cell { padding: 4px; height: 26px; min-height: 26px; border-right: none;
     font-size: 12px; line-height: 18px; }
   .tabulator-row .tabulator-frozen { border-right: none; background: var(--card); }
   .tabulator-row:hover, .tabulator-row:hover .tabulator-frozen {
@@ -171,7 +171,7 @@ TABLE = (
 # A line of choices between views, which scrolls where it is narrow.
 TABS = {
     "& .MuiToggleButton-root": {
-        "whiteSpace": "nowrap", "padding": "4px 8px", "fontSize": "11.5px", "lineHeight": 1.4, "minHeight": "26px",
+        "whiteSpace": "nowrap", "padding": "4px 7px", "fontSize": "11.5px", "lineHeight": 1.4, "minHeight": "26px",
     },
 }  # fmt: skip
 STRIP = ":host { overflow-x: auto; overflow-y: hidden; scrollbar-width: none; }"

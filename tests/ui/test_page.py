@@ -435,3 +435,74 @@ def test_a_range_is_dragged_and_everything_follows(open_page: Callable[[], Any])
     expect(slider).to_have_value("1")
     slider.press("ArrowLeft")
     expect(cell(page, 1, "w_goal")).to_have_text("clip:0.995")
+
+
+KEPT = """() => {
+    const found = []
+    const walk = view => {
+        const kept = view.frame && view.model.center.find(model => model.inverted)
+        if (kept) {
+            const box = view.el.getBoundingClientRect(), inner = view.frame.bbox, at = view.frame.x_scale
+            const place = value => box.left + at.compute(value)
+            found.push({y: box.top + (inner.top + inner.bottom) / 2, low: place(kept.left), zero: place(0),
+                        high: place(kept.right), left: kept.left, right: kept.right, edges: kept.resizable})
+        }
+        for (const child of view.child_views || []) walk(child)
+    }
+    for (const view of Bokeh.index.roots || Object.values(Bokeh.index)) walk(view)
+    return found[0]
+}"""
+
+
+def test_the_ends_of_a_range_are_dragged_in_the_histogram(open_page: Callable[[], Any]) -> None:
+    page = open_page()
+    cell(page, 1, "name").click()
+    pick(page, 1, "w_format", "int4")
+    expect(caption(page)).to_contain_text("int4 channel sym minmax")
+    page.get_by_text("Evaluated on 600 images").wait_for()
+
+    def drag(end: str, share: float, during: Callable[[], None] = lambda: None) -> None:
+        """Move an end to a share of the way from zero to where it is."""
+        at, before = page.evaluate(KEPT), None
+        while at != before:
+            # Until the figure has its place.
+            page.wait_for_timeout(400)
+            at, before = page.evaluate(KEPT), at
+        page.mouse.move(at[end], at["y"])
+        page.mouse.down()
+        for step in (0.25, 0.5, 0.75, 1.0):
+            page.mouse.move(at[end] + (at["zero"] - at[end]) * (1 - share) * step, at["y"])
+        during()
+        page.mouse.up()
+
+    def follows() -> None:
+        expect(caption(page)).to_contain_text(
+            re.compile(r"kept 0\.\d+ of the range · clipped .*% · SQNR .* dB")
+        )
+        expect(cell(page, 1, "w_goal")).to_have_text(re.compile(r"clip:0\.5$|clip:0\.(49|50)\d"))
+        # Both ends of a symmetric range move, and the axis does not.
+        ends = page.evaluate(KEPT)
+        assert abs(ends["left"] + ends["right"]) < 0.02 * ends["right"]
+
+    drag("high", 0.5, follows)
+    expect(caption(page)).to_contain_text("layer's output")
+    page.get_by_text("Evaluated on 600 images").wait_for()
+    page.get_by_role("button", name="Undo").click()
+    expect(cell(page, 1, "w_goal")).to_have_text("minmax")
+    expect(caption(page)).to_contain_text("int4 channel sym minmax")
+    page.get_by_role("switch", name="symmetric").first.click()
+    expect(caption(page)).to_contain_text("int4 channel asym minmax")
+    drag("low", 0.5)
+    expect(cell(page, 1, "w_goal")).to_have_text(re.compile(r"clip:0\.(5|49\d|50\d):1$"))
+    # What comes after a ReLU has one end to be moved; the range of each example none.
+    page.get_by_role("button", name="input", exact=True).click()
+    expect(caption(page)).to_contain_text("uint8 layer asym mse")
+    assert page.evaluate(KEPT)["edges"] == "right"
+    drag("high", 0.5)
+    expect(caption(page)).to_contain_text(re.compile(r"kept 0\.\d+ of the range"))
+    choose(page, "mode", "dynamic")
+    expect(caption(page)).to_contain_text("dynamic")
+    assert page.evaluate(KEPT)["edges"] == "none"
+    page.get_by_role("button", name="Objective").click()
+    expect(caption(page)).to_contain_text("takes its ranges from each example")
+    expect(page.get_by_role("slider")).to_be_hidden()
