@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 from bokeh.embed import components
-from bokeh.models import BoxZoomTool, PanTool, ResetTool, WheelZoomTool
+from bokeh.models import BoxZoomTool, ColumnDataSource, PanTool, ResetTool, WheelZoomTool
 from bokeh.resources import Resources
 
 from explorer.study import Diagnosis, Evaluation, Finding, Histogram
@@ -48,8 +48,8 @@ ROW, FIGURE = 22, 230
 CSS = """
 :root { color-scheme: light dark; --ink: #1d2227; --faint: #59626b; --line: #d5dade; --ground: #fff; --wash: #f3f5f7;
   --bad: #b34700; --good: #00704f; --mark: #E69F00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --faint: #a3adb6; --line: #3a424a; --ground: #14181c;
-  --wash: #1d2227; --bad: #f08a4b; --good: #3cc79c; } }
+@media screen and (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --faint: #a3adb6; --line: #3a424a;
+  --ground: #14181c; --wash: #1d2227; --bad: #f08a4b; --good: #3cc79c; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 24px 28px 60px; max-width: 1180px; background: var(--ground); color: var(--ink);
   font: 14px/1.45 Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -118,6 +118,15 @@ document.addEventListener("click", async event => {
 )
 
 
+def _light(plot: Any) -> None:
+    """Numbers with seven digits, which no zoom goes beyond, instead of seventeen: a report is shorter by a quarter."""
+    for source in plot.select({"type": ColumnDataSource}):
+        source.data = {
+            name: [float(f"{value:.7g}") if isinstance(value, float) else value for value in column]
+            for name, column in source.data.items()
+        }
+
+
 def _zoomable(plot: Any, height: int) -> Any:
     """A figure of the page for a file: of a fixed height, with the tools that the page has no room for."""
     zoom = BoxZoomTool()
@@ -126,6 +135,7 @@ def _zoomable(plot: Any, height: int) -> Any:
         sizing_mode="stretch_width", height=height, min_height=None, max_height=None, toolbar_location="above"
     )
     plot.toolbar.update(active_drag=zoom, logo=None, autohide=False)
+    _light(plot)
     return plot
 
 

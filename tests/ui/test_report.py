@@ -72,7 +72,12 @@ def test_the_report_opens_offline_and_its_figures_are_zoomed(
         page.locator("[data-save=png]").last.click()
     assert download.value.suggested_filename == "sensitivity.png"
     assert Path(download.value.path()).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    page.emulate_media(color_scheme="light")
+    # Paper is white, whatever the screen is.
+    page.emulate_media(media="print", color_scheme="dark")
+    page.wait_for_function(f"({RANGE})().ink === '#1d2227'")
+    page.emulate_media(media="screen", color_scheme="dark")
+    page.wait_for_function(f"({RANGE})().ink === '#e6e9ec'")
+    page.emulate_media(media="screen", color_scheme="light")
     page.wait_for_function(f"({RANGE})().ink === '#1d2227'")
     assert page.title().startswith("TinyNet")
     # The file itself, and what the browser has made in its own memory.

@@ -29,6 +29,16 @@ def saved(page: Any, label: str) -> tuple[str, bytes]:
     return download.value.suggested_filename, Path(download.value.path()).read_bytes()
 
 
+def address(page: Any, complete: Callable[[Link], bool]) -> Link:
+    """What the address says, as soon as it says all that is waited for."""
+    for _ in range(150):
+        text = state_of(page.evaluate("location.search"))
+        if text is not None and complete(link := Link.from_text(text)):
+            return link
+        page.wait_for_timeout(200)
+    raise AssertionError(f"the address says {page.url}")
+
+
 def test_what_is_shown_is_in_the_address_and_in_the_files(
     open_page: Callable[[], Any], new_page: Callable[[], Any], server: str
 ) -> None:
@@ -40,9 +50,7 @@ def test_what_is_shown_is_in_the_address_and_in_the_files(
     note.press("Tab")
     expect(page.locator(".remark").first).to_contain_text("too <b>low</b>")
     page.get_by_text("Evaluated on 600 images").wait_for()
-    page.wait_for_function("location.search.includes('state=1.')")
-    page.wait_for_timeout(1000)
-    link = Link.from_text(state_of("?" + page.url.partition("?")[2]))
+    link = address(page, lambda link: bool(link.notes))
     assert link.layer == "ip1" and link.views[1] == "Notes" and link.notes.layers == {"ip1": "too <b>low</b>"}
     assert link.recipe.config("ip1").weight.format == "int3"
     name, content = saved(page, "Report")
