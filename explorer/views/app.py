@@ -32,6 +32,7 @@ from explorer.views.export import Export, Material
 from explorer.views.flips import FlipGallery
 from explorer.views.guide import guide
 from explorer.views.inspector import Inspector
+from explorer.views.keys import Keys, Reach
 from explorer.views.notesview import NotesView
 from explorer.views.runs import Publisher, Runner, settled
 from explorer.views.score import ScoreStrip
@@ -179,10 +180,14 @@ class Page:
 
     def view(self) -> Any:
         """The page for a browser window."""
+        body = self._body(":host { height: calc(100vh - 52px); overflow-y: auto; }", "1 1 0")
+        # In a notebook's cell single keys are the notebook's.
+        self.keys = Keys(Reach(self.state, self.table, self.tensor.tabs, self.tabs, self.evaluate))
+        self.status.append(self.keys.view)
         return kit.page(
             title=TITLE,
             header=[kit.row(self._name(), self.toolbar.view, self.export.view, height=48)],
-            main=[self._body(":host { height: calc(100vh - 52px); overflow-y: auto; }", "1 1 0")],
+            main=[body],
             theme_config=theme.THEME,
             sx=theme.BAR,
             busy_indicator=None,

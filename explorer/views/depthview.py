@@ -37,7 +37,7 @@ CSS = (
 KEY = (
     f'<div class="line"><span style="color:{theme.SENSITIVE}">\N{BLACK DIAMOND}</span> local: this layer alone '
     f'&nbsp; <span style="color:{theme.AFTER}">\N{BLACK CIRCLE}</span> cumulative: all up to here &nbsp; '
-    "\N{BLACK UP-POINTING TRIANGLE} exact &nbsp; \N{WHITE CIRCLE} more images to come</div>"
+    "\N{BLACK UP-POINTING TRIANGLE} exact &nbsp; \N{WHITE CIRCLE} not final</div>"
 )
 
 

@@ -280,6 +280,12 @@ def switch(label: str, value: bool = False, **more: Any) -> pmui.Switch:
     return pmui.Switch(label=label, value=value, size="small", **more)
 
 
+def text(label: str, value: str = "", **more: Any) -> pmui.TextInput:
+    """A field for words; ``value_input`` follows each letter."""
+    _fill(more)
+    return pmui.TextInput(label=label, value=value, size="small", **more)
+
+
 def whole(label: str, value: int, **more: Any) -> pmui.IntInput:
     """A field for a whole number."""
     _fill(more)

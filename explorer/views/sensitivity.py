@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
@@ -26,6 +28,8 @@ DEFAULT_METHOD = "live"
 # The one column of a method that takes each layer as the recipe has it.
 LEFT_OUT = "left out"
 IMAGES = 1000
+# The format at which the list of layers shows sensitivities: most networks begin to suffer there.
+RANKED = "int4"
 CSS = (
     theme.TOKENS
     + """
@@ -133,6 +137,7 @@ class SensitivityMap:
 
     table: pd.DataFrame
     question: Question | None
+    _told = 0.0
 
     def _menus(self) -> None:
         self.start = kit.button("Measure", "start", on_click=lambda *_: self.toggle(), width=96)
@@ -190,6 +195,7 @@ class SensitivityMap:
         """Say so if the map is from before an edit that enters into it."""
         if self.question is not None:
             self._say(self._text)
+            self.state.ranking_old = self.outdated
 
     def _asked(self, method: str) -> Question:
         return Question(method, self.measure.value, self.tensor.value, self.state.session.recipe)
@@ -238,6 +244,9 @@ class SensitivityMap:
         self.table = table
         self.plot.update(table)
         self.estimates.read(table)
+        # The list draws all of itself at a change, so it is told once a second.
+        if time.monotonic() - self._told >= 1 or bool(table["complete"].all()):
+            self._tell()
         if self.running:
             assert self.question is not None
             done, total = settled(table, self.question)
@@ -245,6 +254,13 @@ class SensitivityMap:
             left = duration(progress.left) if progress is not None else ""
             rest = f", {left} left" if left and done < total else ""
             self._say(f"{done} of {total} values done{rest} · {describe(table)}")
+
+    def _tell(self) -> None:
+        """Let the list of layers show what is known by now."""
+        self._told = time.monotonic()
+        found = ranking(self.table) if len(self.table) else {}
+        if found:
+            self.state.param.update(ranking=found, ranking_old=self.outdated)
 
     def _done(self) -> None:
         self._end(describe(self.table))
@@ -255,8 +271,25 @@ class SensitivityMap:
 
     def _end(self, words: str) -> None:
         self.running = False
+        self._tell()
         self.start.param.update(label="Measure", icon=kit.picture("start"))
         self._say(words)
+
+
+def ranking(table: pd.DataFrame) -> dict[str, tuple[float, str]]:
+    """For each layer the divergence that its weight costs in ``RANKED``, nats, and how it is drawn; empty if not asked.
+
+    >>> row = {"layer": "fc", "format": "int4", "tensor": "weight", "method": "instant", "measure": "kl"}
+    >>> ranking(pd.DataFrame([{**row, "value": 0.5, "complete": True}]))
+    {'fc': (0.5, 'estimate')}
+    """
+    rows = table[(table["format"] == RANKED) & (table["measure"] == "kl") & (table["tensor"] == "weight")]
+    columns = (rows[name] for name in ("layer", "value", "method", "complete"))
+    return {
+        layer: (float(value), look(method, complete))
+        for layer, value, method, complete in zip(*columns, strict=True)
+        if not math.isnan(value)
+    }
 
 
 def settled(table: pd.DataFrame, asked: Question) -> tuple[int, int]:

@@ -39,6 +39,10 @@ class PageState(param.Parameterized):
     evaluation_revision: Any = param.Integer(default=-1, doc="the revision that the evaluation belongs to")
     additivity: Any = param.ClassSelector(default=None, class_=Additivity, doc="the latest, or None")
     additivity_revision: Any = param.Integer(default=-1, doc="the revision that additivity belongs to")
+    ranking: Any = param.Dict(
+        default={}, doc="for each layer the KL that its weight at 4 bits costs, and how sure"
+    )
+    ranking_old: Any = param.Boolean(default=False, doc="whether the recipe has moved on since")
     foreign: Any = param.ClassSelector(
         default=None, class_=ForeignParameters, doc="what another tool has chosen, or None"
     )

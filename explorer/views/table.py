@@ -8,10 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-from bokeh.models.widgets.tables import NumberFormatter
+from bokeh.models.widgets.tables import HTMLTemplateFormatter, NumberFormatter
 
 from explorer.views import choices, kit, theme
+from explorer.views.bulk import BulkBar, matching
 from explorer.views.explained import LAYERS, ask
+from explorer.views.maps import cell_text
+from explorer.views.presets import PresetBar
 from explorer.views.state import PageState
 
 # Columns that are a field of a scheme.
@@ -23,48 +26,89 @@ FIELDS: dict[str, tuple[str, str]] = {
     "a_format": ("input", "format"),
     "a_mode": ("input", "mode"),
 }
+# The columns in their order, and how wide they are.
 TITLES = {
-    "mark": "\N{BALLOT BOX WITH CHECK}", "name": "layer", "w_format": "weight", "w_grain": "granularity",
-    "w_goal": "objective", "w_sym": "sym", "a_format": "input", "a_mode": "mode", "sqnr": "SQNR",
+    "mark": "\N{BALLOT BOX WITH CHECK}", "at": "#", "name": "layer", "w_format": "weight", "w_grain": "granularity",
+    "w_goal": "objective", "w_sym": "sym", "sqnr": "SQNR", "sens": "KL, int4", "a_format": "input", "a_mode": "mode",
     "size": "kB", "op": "op",
 }  # fmt: skip
 WIDTHS = {
-    "mark": 26, "name": 112, "w_format": 60, "w_grain": 88, "w_goal": 64, "w_sym": 30, "a_format": 60, "a_mode": 54,
-    "sqnr": 48, "size": 46, "op": 48,
+    "mark": 24, "at": 26, "name": 108, "w_format": 58, "w_grain": 78, "w_goal": 60, "w_sym": 30, "sqnr": 52, "sens": 62,
+    "a_format": 56, "a_mode": 54, "size": 46, "op": 50,
 }  # fmt: skip
 TIPS = {
     "mark": "marked layers are edited together in the inspector",
+    "at": "place in the order of execution; a click on a header sorts, this one brings the order back",
     "name": "as in the network; a click chooses the layer",
     "w_format": "number format of the weight",
     "w_grain": "which elements of the weight share a scale",
     "w_goal": "what the weight's clipping range minimises",
     "w_sym": "whether the weight's range is centred on zero",
+    "sqnr": "signal to quantization noise of the weight, dB; more is better; the bar is of the best in the list",
+    "sens": "sensitivity: what the network's divergence from float would be, nats, if this layer's weight alone were "
+    "int4; less is better; ~ is an estimate, the bar is of the largest",
     "a_format": "number format of the input activation",
     "a_mode": "when the input's range is set",
-    "sqnr": "signal to quantization noise of the weight, dB; more is better",
     "size": "what the layer takes to store, 1 kB = 1,000 bytes",
     "op": "kind of layer",
 }
+# What the bars are drawn from: for each column with bars how long they are, percent, and what stands on them.
+BARS = {"sqnr": "#009E73", "sens": "#E69F00"}
+HIDDEN = [f"{column}_{part}" for column in BARS for part in ("bar", "text")]
+BAR = (
+    '<div class="bar"><i style="width:<%= {0}_bar %>%;background:{1}"></i><span><%= {0}_text %></span></div>'
+)
 # So long a menu may be open after a click that chose nothing; then what the background found is shown all the same.
 MENU_SECONDS = 8.0
 MARKED, UNMARKED, NONE = "\N{BALLOT BOX WITH CHECK}", "\N{BALLOT BOX}", "–"  # noqa: RUF001
 
 
+CSS = (
+    theme.TOKENS
+    + f"""
+:host {{ color: var(--faint); font-size: 12px; }}
+.marks {{ display: flex; align-items: center; gap: 4px; white-space: nowrap; }}
+.marks span {{ margin-left: auto; }}
+button {{ font: inherit; color: var(--ink); background: none; border: 1px solid transparent; border-radius: 5px;
+  cursor: pointer; padding: 0 6px; min-height: 28px; text-decoration: underline dotted; }}
+button:hover {{ background: var(--wash); }}
+button:focus-visible {{ outline: 2px solid {theme.CHOSEN}; outline-offset: 1px; }}
+"""
+)
+
+
 def frame(state: PageState) -> pd.DataFrame:
     """The table's values; plain text, float and int columns only."""
     rows = []
-    for facts in state.rows():
+    for at, facts in enumerate(state.rows(), 1):
         name = str(facts["name"])
         row: dict[str, Any] = {
-            "mark": UNMARKED, "name": name, **dict.fromkeys(FIELDS, NONE),
-            "sqnr": math.nan, "size": facts["size_bytes"] / 1000, "op": facts["op"],
+            "mark": UNMARKED, "at": at, "name": name, **dict.fromkeys(FIELDS, NONE),
+            "sqnr": math.nan, "sens": state.ranking.get(name, (math.nan,))[0], "size": facts["size_bytes"] / 1000,
+            "op": facts["op"],
         }  # fmt: skip
         if facts["quantizable"]:
             row.update(_schemes(state, name, facts))
         else:
             row["mark"] = ""
         rows.append(row)
-    return pd.DataFrame(rows)
+    return _barred(pd.DataFrame(rows, columns=[*TITLES]), state)
+
+
+def _barred(table: pd.DataFrame, state: PageState) -> pd.DataFrame:
+    """The table with the lengths of its bars, all from zero, and the numbers that stand on them."""
+    for column in BARS:
+        values = table[column].astype(float)
+        most = values.max()
+        table[f"{column}_bar"] = (100 * values.clip(lower=0) / most).fillna(0.0) if most > 0 else 0.0
+    table["sqnr_text"] = [NONE if math.isnan(value) else f"{value:.1f}" for value in table["sqnr"]]
+    looks = [state.ranking.get(name, (math.nan, ""))[1] for name in table["name"]]
+    sure = ["~" if look == "estimate" or state.ranking_old else "" for look in looks]
+    table["sens_text"] = [
+        NONE if math.isnan(value) else before + cell_text(value, "kl")
+        for before, value in zip(sure, table["sens"], strict=True)
+    ]
+    return table
 
 
 def _schemes(state: PageState, name: str, facts: dict[str, Any]) -> dict[str, Any]:
@@ -90,37 +134,40 @@ class LayerTable:
     def __init__(self, state: PageState) -> None:
         self.state = state
         self._clicking, self._menu_until = False, 0.0
-        self.names = [str(name) for name in state.layers["name"]]
+        self.all = self.names = [str(name) for name in state.layers["name"]]
         self.reasons = dict(zip(state.layers["name"], state.layers["reason"], strict=True))
         self.table: Any = kit.table(
-            frame(state)[list(TITLES)],
+            frame(state),
+            hidden_columns=HIDDEN,
             titles=TITLES,
             widths=WIDTHS,
             editors=self._editors(),
             formatters=self._formatters(),
-            text_align={"sqnr": "right", "size": "right", "mark": "center"},
+            text_align={"at": "right", "sqnr": "right", "sens": "right", "size": "right", "mark": "center"},
             header_tooltips=TIPS,
             show_index=False,
             selectable=1,
             layout="fit_data",
             theme="simple",
             stylesheets=[theme.TABLE],
-            frozen_columns=["mark", "name"],
+            frozen_columns=["mark", "at", "name"],
             configuration={"rowHeight": 26, "columnDefaults": {"minWidth": 24}},
         )
         styler: Any = self.table.style
         styler.apply(self._grey, axis=1)
         self.table.on_click(self._clicked)
         self.table.on_edit(self._edited)
-        self.count = kit.html(css=theme.LABEL, width=84, height=18)
+        self.count = kit.live(CSS, self._mark, height=28)
+        self.bulk = BulkBar(state, self.show)
         self.view = kit.column(
-            self._chips(),
+            kit.row(PresetBar(state).view, ask(LAYERS), height=40, styles={"padding": "0 8px"}),
+            kit.row(self.bulk.view, self.count, height=50, styles={"padding": "0 8px"}),
             self.table,
             css=theme.CARD + ":host { overflow: visible; }",
             css_classes=["place-table"],
         )
         state.param.watch(lambda *_: self.refresh(), ["revision", "marks"])
-        state.param.watch(lambda *_: self._news(), "layers")
+        state.param.watch(lambda *_: self._news(), ["layers", "ranking", "ranking_old"])
         state.param.watch(lambda *_: self.select(), "layer")
         self._count()
 
@@ -138,7 +185,10 @@ class LayerTable:
 
     def _formatters(self) -> dict[str, Any]:
         return {
-            "sqnr": NumberFormatter(format="0.0", nan_format=NONE),
+            **{
+                name: HTMLTemplateFormatter(template=BAR.format(name, colour))
+                for name, colour in BARS.items()
+            },
             "size": NumberFormatter(format="0,0.0"),
         }
 
@@ -147,26 +197,11 @@ class LayerTable:
             return ["color: #7F8790; font-style: italic"] * len(row)
         return [""] * len(row)
 
-    def _chips(self) -> kit.Row:
-        def chip(label: str, tip: str, names: Callable[[], list[str]]) -> Any:
-            def mark(_: Any) -> None:
-                self.state.marks = frozenset(self.state.quantizable(names()))
+    def _mark(self, which: str) -> None:
+        self.state.marks = frozenset(self.state.quantizable(MARKS[which][1](self)))
 
-            return kit.button(label, variant="text", description=tip, on_click=mark)
-
-        return kit.row(
-            kit.html("Mark", css=theme.LABEL, width=38),
-            chip("All", "mark all layers", lambda: self.names),
-            chip("None", "mark no layer", list),
-            chip("Same op", "mark the layers of the chosen one's kind", self._alike),
-            kit.spacer(),
-            self.count,
-            ask(LAYERS),
-            height=36,
-            styles={"padding": "0 8px"},
-        )
-
-    def _alike(self) -> list[str]:
+    def alike(self) -> list[str]:
+        """The layers of the chosen one's kind."""
         op = self.state.facts.get("op")
         return list(self.state.layers.loc[self.state.layers["op"] == op, "name"])
 
@@ -197,13 +232,37 @@ class LayerTable:
         self.refresh(force=event.row)
         self.select()
 
+    def _rows(self) -> pd.DataFrame:
+        """The values of the layers in the list."""
+        rows = frame(self.state)
+        return rows[rows["name"].isin(set(self.names))].reset_index(drop=True)
+
+    def show(self, pattern: str) -> None:
+        """List those layers only whose names a pattern stands for."""
+        names = matching(self.all, pattern)
+        if names != self.names:
+            self.names = names
+            self.table.value = self._rows()
+            self.select()
+
+    def order(self) -> list[str]:
+        """The layers in the order in which they stand."""
+        return [str(name) for name in self.table.current_view["name"]]
+
     def select(self) -> None:
         """Show which layer is chosen; before the table is drawn it would be forgotten."""
-        if self.state.layer in self.names and not self._clicking:
-            self.table.selection = [self.names.index(self.state.layer)]
+        if not self._clicking:
+            self.table.selection = (
+                [self.names.index(self.state.layer)] if self.state.layer in self.names else []
+            )
 
     def _count(self) -> None:
-        self.count.object = f"{len(self.state.marks)} marked"
+        buttons = "".join(
+            f'<button type="button" data-press="{name}" title="{help}" aria-label="{help}">{name}</button>'
+            for name, (help, _) in MARKS.items()
+        )
+        marked = f'<span aria-live="polite">{len(self.state.marks)} marked</span>'
+        self.count.object = f'<div class="marks">Mark {buttons}{marked}</div>'
 
     def _news(self) -> None:
         """Show what the background has found: later if a menu may be open, which any change of the table closes."""
@@ -213,7 +272,7 @@ class LayerTable:
 
     def refresh(self, force: int | None = None) -> None:
         """Patch the cells that differ from the recipe; ``force`` names a row that is written anyhow."""
-        new, old = frame(self.state)[list(TITLES)], self.table.value
+        new, old = self._rows(), self.table.value
         patch: dict[str, list[tuple[int, Any]]] = {}
         for name in new.columns:
             for row, (a, b) in enumerate(zip(new[name], old[name], strict=True)):
@@ -225,3 +284,11 @@ class LayerTable:
         if patch:
             self.table.patch(patch)
         self._count()
+
+
+# Whom a press marks.
+MARKS: dict[str, tuple[str, Callable[[LayerTable], list[str]]]] = {
+    "all": ("mark all layers in the list", lambda table: table.names),
+    "none": ("mark no layer", lambda table: []),
+    "same op": ("mark the layers of the chosen one's kind", LayerTable.alike),
+}

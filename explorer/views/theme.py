@@ -129,8 +129,18 @@ TABLE = (
   .tabulator-header .tabulator-col .tabulator-col-content .tabulator-col-title { padding-right: 0; font-size: 11.5px;
     white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
   .tabulator-col[tabulator-field="sqnr"] .tabulator-col-title { text-align: right; }
-  .tabulator-col[tabulator-field="size"] .tabulator-col-title { text-align: right; }
-  .tabulator-header .tabulator-col .tabulator-col-sorter { display: none; }
+  .tabulator-col:is([tabulator-field="size"], [tabulator-field="sens"], [tabulator-field="at"]) .tabulator-col-title {
+    text-align: right; }
+  .tabulator-row .tabulator-cell[tabulator-field="at"] { color: var(--faint); }
+  .tabulator-header .tabulator-col .tabulator-col-sorter { display: none; right: 0; }
+  .tabulator-header .tabulator-col:is([aria-sort=ascending], [aria-sort=descending]) .tabulator-col-sorter {
+    display: flex; }
+  .tabulator-header .tabulator-col:is([aria-sort=ascending], [aria-sort=descending]) .tabulator-col-content
+    .tabulator-col-title { padding-right: 12px; }
+  .tabulator-header .tabulator-col:focus-visible { outline: 2px solid #CC79A7; outline-offset: -2px; }
+  .tabulator-cell .bar { position: relative; height: 18px; }
+  .tabulator-cell .bar i { position: absolute; left: 0; top: 1px; bottom: 1px; opacity: .38; border-radius: 2px; }
+  .tabulator-cell .bar span { position: relative; padding-right: 2px; }
   .tabulator-row, .tabulator-row.tabulator-row-even {
     min-height: 26px; background: transparent; color: var(--ink); border: none;
     border-bottom: 1px solid var(--wash); }
