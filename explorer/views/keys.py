@@ -293,7 +293,7 @@ class Keys:
             help=listed(),
             finds={"/": PATTERN},
             stylesheets=[CSS],
-            width=34,
+            width=50,
             height=34,
             margin=0,
         )

@@ -228,6 +228,8 @@ class LayerTable:
         else:
             scheme = getattr(self.state.session.recipe.config(name), tensor)
             self.state.edit([name], **{tensor: choices.consequences(field, value, scheme)})
+        # A click that the table has missed while it was drawn anew: who edits a layer looks at it.
+        self.state.layer = name
         # Whatever became of it: the cell shows the recipe again.
         self.refresh(force=event.row)
         self.select()
