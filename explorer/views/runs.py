@@ -11,6 +11,7 @@ from typing import Any
 
 import panel as pn
 from panel.io import document as writing
+from panel.reactive import Syncable
 from tornado.ioloop import IOLoop
 from tornado.websocket import WebSocketClosedError
 
@@ -61,6 +62,16 @@ def send_forgotten(document: Any) -> None:
         writing.schedule_write_events(document, [], [])
 
 
+def lock_events() -> None:
+    """Let what a click in a table or a key does hold the document, for figures are Bokeh's own and change only so.
+
+    Panel 1.9 runs the handlers of such events without the document's lock when it is held at the moment, as with
+    two clicks in a row; a change of a figure then fails in the middle, and the page is left half as it was.
+    """
+    if not getattr(Syncable._event_coroutine, "lock", False):
+        Syncable._event_coroutine = pn.io.with_lock(Syncable._event_coroutine)  # type: ignore[method-assign]
+
+
 class Publisher:
     """Runs functions where the page may be changed: in the server's loop, or in the notebook's.
 
@@ -71,6 +82,7 @@ class Publisher:
         self.document = pn.state.curdoc if pn.state.curdoc and pn.state.curdoc.session_context else None
         self.loop = IOLoop.current()
         if self.document is not None:
+            lock_events()
             ignore_departures(self.loop.asyncio_loop)  # type: ignore[attr-defined]
             self.document.add_periodic_callback(lambda: send_forgotten(self.document), LOOK)
         self.closed = False

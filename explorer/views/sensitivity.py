@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
@@ -137,7 +136,6 @@ class SensitivityMap:
 
     table: pd.DataFrame
     question: Question | None
-    _told = 0.0
 
     def _menus(self) -> None:
         self.start = kit.button("Measure", "start", on_click=lambda *_: self.toggle(), width=96)
@@ -244,8 +242,8 @@ class SensitivityMap:
         self.table = table
         self.plot.update(table)
         self.estimates.read(table)
-        # The list draws all of itself at a change, so it is told once a second.
-        if time.monotonic() - self._told >= 1 or bool(table["complete"].all()):
+        # The list draws all of itself at a change, which closes a menu: it is told once.
+        if bool(table["complete"].all()):
             self._tell()
         if self.running:
             assert self.question is not None
@@ -257,7 +255,6 @@ class SensitivityMap:
 
     def _tell(self) -> None:
         """Let the list of layers show what is known by now."""
-        self._told = time.monotonic()
         found = ranking(self.table) if len(self.table) else {}
         if found:
             self.state.param.update(ranking=found, ranking_old=self.outdated)

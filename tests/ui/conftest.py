@@ -159,6 +159,8 @@ def open_page(new_page: Callable[[], object], server: str) -> Callable[[], objec
         page = new_page()
         page.goto(server)
         page.get_by_text("Evaluated on 600 images").wait_for()
+        # The estimates come last, and the list of layers draws itself anew with them.
+        page.locator('.tabulator-cell[tabulator-field="sens"]', has_text="~").first.wait_for()
         return page
 
     return go
