@@ -118,6 +118,7 @@ def test_an_evaluation_of_another_recipe_is_stale_by_itself(facts: Facts) -> Non
 def test_what_was_not_computed_is_said(session: Session) -> None:
     read = Text(report_html(gather(session))).text
     assert "Not evaluated." in read and read.count("Not computed.") == 2 and "None." in read
+    assert "none has been evaluated" in read
 
 
 def test_foreign_text_is_text() -> None:

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 TITLE = "Quantization Explorer"
 MAP, TIERS, BARS, FLIPS = "Sensitivity", "Estimates", "SQNR by layer", "Flips"
 CAUSES, DEPTH, NOTES = "Diagnosis", "Depth", "Notes"
+# Of the bar's parts the names give way first.
+GIVING_WAY = ":host { min-width: 0; flex: 1 1 0; }"
 # When an evaluation ends: the width of the interval of the difference to float, as a share.
 STOPS = {
     "all images": None,
@@ -186,7 +188,7 @@ class Page:
         self.status.append(self.keys.view)
         return kit.page(
             title=TITLE,
-            header=[kit.row(self._name(), self.toolbar.view, self.export.view, height=48)],
+            header=[kit.row(self._name(), self.toolbar.view, self.export.view, height=48, css=GIVING_WAY)],
             main=[body],
             theme_config=theme.THEME,
             sx=theme.BAR,

@@ -100,7 +100,7 @@ class Export:
         self.runner = Runner("export", publisher)
         self.menu = kit.menu("Export", list(FILES), self.start)
         self.hand = kit.HandOut(width=0, height=0, margin=0)
-        self.view = kit.row(self.menu, self.hand, width=112, height=44)
+        self.view = kit.row(self.menu, self.hand, width=88, height=44)
 
     def start(self, label: str) -> None:
         """Make one of the files; a refusal is a sentence at the top of the page."""

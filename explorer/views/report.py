@@ -342,13 +342,18 @@ def _notes(facts: Facts) -> str:
 
 
 def _origin(facts: Facts) -> str:
+    seen_images = "none has been evaluated"
+    if facts.images:
+        seen_images = (
+            f"<code>{facts.images_sha256}</code> (the {facts.images:,} evaluated, as the network sees them, "
+            "with their labels)"
+        )
     return _pairs(
         {
             "network": escape(facts.model),
             "weights, sha256": f"<code>{facts.weights_sha256}</code> (the state_dict as loaded, by name)",
             "images": escape(facts.data),
-            "images, sha256": f"<code>{facts.images_sha256}</code> (the {facts.images:,} evaluated, as the network "
-            "sees them, with their labels)",
+            "images, sha256": seen_images,
             "fixed ranges from": escape(facts.calibration),
             "recipe": f"<code>{facts.recipe.digest}</code>",
             "made": escape(facts.date),

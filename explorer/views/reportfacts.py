@@ -36,7 +36,7 @@ class Facts:
         now: what the network costs under it.
         floats: what it costs in float.
         weights_sha256: of the weights as they were loaded.
-        images_sha256: of the images that the evaluation is from.
+        images_sha256: of the images that the evaluation is from; empty where there is none.
         images: how many these are.
         date: when, with the time zone.
         versions: of this program and of what computes and draws.
@@ -129,11 +129,12 @@ def gather(
     old = set(stale)
     if evaluation is not None and evaluation.recipe != recipe.digest:
         old.add("evaluation")
-    images = evaluation.images if evaluation is not None else session.total_images
+    # Only images that have been read: a data set may take long to go through.
+    images = evaluation.images if evaluation is not None else 0
     return Facts(
         session.model_name, session.data_name, subject.calibration_name, recipe, layers,
         cost(session.graph, recipe), cost(session.graph, Recipe.preset("fp32")),
-        subject.weights_sha256, subject.images_sha256(images), images,
+        subject.weights_sha256, subject.images_sha256(images) if images else "", images,
         datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), versions(), evaluation,
         _histograms(session, names, layers), len(session.layer_names) - len(names), sensitivity, diagnosis,
         notes or Notes(), frozenset(old),

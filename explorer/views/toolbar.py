@@ -37,7 +37,7 @@ class Toolbar:
         self.redo = kit.icon("redo", "Redo", on_click=lambda *_: state.session.redo())
         self.save = kit.download("Save", "recipe.yaml", lambda: StringIO(state.session.recipe.to_yaml()))
         self.load = kit.upload("Load", ".yaml,.yml,.json")
-        self.view = kit.row(self.preset, self.undo, self.redo, self.save, self.load, width=430, height=44)
+        self.view = kit.row(self.preset, self.undo, self.redo, self.save, self.load, width=360, height=44)
         self.preset.param.watch(self._picked, "value")
         self.load.param.watch(self._loaded, "value")
         state.param.watch(lambda *_: self.refresh(), "revision")
