@@ -136,6 +136,13 @@ EXPLAINED: dict[str, Explanation] = {
         "helps: the 95% interval of KL(with the change) - KL(without it), paired, lies below zero",
         "Nagel et al. 2019, arXiv:1906.04721; Krishnamoorthi 2018, arXiv:1806.08342",
     ),
+    "Notes": Explanation(
+        "What a reviewer has to say on the whole and on the chosen layer.",
+        "It stays with this page's address, which brings the same recipe and notes to somebody else, and goes into the "
+        "report.",
+        "address: ?state=VERSION.TEXT, recipe, layer, views and notes, 6,000 characters at most",
+        "docs/command-line.md (the report and its file of notes)",
+    ),
 }
 
 
