@@ -19,6 +19,8 @@ from explorer.views.text import decibels, percent, sentence
 
 # What fits into one message of the browser's once it is written as text.
 LARGEST_UPLOAD = 12 << 20
+# A table that may be wider than its place, and that the arrow keys can move then.
+WIDE = '<div class="wide" tabindex="0" role="region" aria-label="table">'
 CSS = (
     theme.TOKENS
     + f"""
@@ -30,10 +32,10 @@ th {{ font-weight: 400; color: var(--faint); }} th:first-child, td:first-child {
   text-align: left; position: sticky; left: 0; background: var(--card); }}
 tr.present td {{ font-weight: 600; border-bottom-color: {theme.CHOSEN}; }}
 tr.present td:first-child {{ box-shadow: inset 2px 0 {theme.CHOSEN}; padding-left: 6px; }}
-td.apart {{ color: {theme.RANGE}; font-weight: 600; }}
+td.apart {{ color: var(--bad); font-weight: 600; }}
 .example {{ border-left: 1px solid var(--line); padding-left: 8px; }}
 p {{ margin: 6px 0; color: var(--faint); white-space: normal; }} p b {{ color: var(--ink); font-weight: 600; }}
-p.alert {{ color: {theme.RANGE}; }} details {{ margin: 4px 0; color: var(--faint); }}
+p.alert {{ color: var(--bad); }} details {{ margin: 4px 0; color: var(--faint); }}
 """
 )
 
@@ -64,7 +66,7 @@ def lens_markup(lens: Lens) -> str:
     rows = "".join(_reading(reading, present, lens.elements) for reading in lens.readings)
     looked = "" if lens.exact else " of the first batch of calibration images"
     return (
-        '<div class="wide"><table><thead><tr><th>convention</th><th>SQNR</th><th>codes that differ</th>'
+        f"{WIDE}<table><thead><tr><th>convention</th><th>SQNR</th><th>codes that differ</th>"
         f"<th>scale</th><th>zero point</th><th>codes</th><th>range</th>{head}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
         f"<p>{lens.elements:,} values{looked}, all but convention and symmetry as in <b>{escape(lens.scheme)}</b>, the "
@@ -127,7 +129,7 @@ def _against(row: Against) -> str:
     words.append(f"Found as {escape(row.name)}: {escape(row.how)}.")
     words += [escape(row.note) + "."] if row.note else []
     return (
-        '<div class="wide"><table><thead><tr><th></th><th>scheme</th><th>SQNR</th><th>scale</th>'
+        f"{WIDE}<table><thead><tr><th></th><th>scheme</th><th>SQNR</th><th>scale</th>"
         f"<th>zero point</th><th>codes</th><th>range</th></tr></thead>"
         f"<tbody>{ours}{theirs}</tbody></table></div><p>{' '.join(words)}</p>"
     )

@@ -23,7 +23,7 @@ from explorer.views.text import decibels, sentence
 
 AXIS = 44
 # Each line of the figure: its colour and its mark, so that nobody needs the colour.
-LINES = {"cumulative": (theme.AFTER, "circle", "solid"), "local": (theme.SENSITIVE, "diamond", "dashed")}
+LINES = {"cumulative": (theme.AFTER, "circle", "solid"), "local": (theme.RANGE, "diamond", "dashed")}
 CSS = (
     theme.TOKENS
     + """
@@ -35,7 +35,7 @@ CSS = (
 """
 )
 KEY = (
-    f'<div class="line"><span style="color:{theme.SENSITIVE}">\N{BLACK DIAMOND}</span> local: this layer alone '
+    f'<div class="line"><span style="color:{theme.RANGE}">\N{BLACK DIAMOND}</span> local: this layer alone '
     f'&nbsp; <span style="color:{theme.AFTER}">\N{BLACK CIRCLE}</span> cumulative: all up to here &nbsp; '
     "\N{BLACK UP-POINTING TRIANGLE} exact &nbsp; \N{WHITE CIRCLE} not final</div>"
 )

@@ -31,7 +31,7 @@ CSS = (
   cursor: pointer; text-decoration: underline dotted; }}
 .why {{ grid-column: 1 / -1; color: var(--faint); }} .why span {{ color: var(--ink); white-space: nowrap; }}
 .where b {{ font-weight: 600; }} .change {{ color: var(--ink); }} .small {{ color: var(--faint); }}
-.effect b {{ font-weight: 600; }} .good b {{ color: {theme.AFTER}; }} .bad b {{ color: {theme.RANGE}; }}
+.effect b {{ font-weight: 600; }} .good b {{ color: var(--good); }} .bad b {{ color: var(--bad); }}
 .open b {{ color: var(--faint); }}
 .act {{ font: inherit; font-size: 12px; min-height: 28px; width: 62px; border-radius: 5px; cursor: pointer;
   border: 1px solid var(--line); background: var(--card); color: var(--ink); }}

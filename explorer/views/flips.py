@@ -23,17 +23,17 @@ from explorer.views.text import percent, sentence
 MOST = 24
 CSS = (
     theme.TOKENS
-    + f"""
-:host {{ color: var(--ink); font-size: 11.5px; line-height: 15px; padding: 2px 2px 8px; }}
-h4 {{ font-size: 12.5px; font-weight: 600; margin: 6px 0; }} h4 span {{ color: var(--faint); font-weight: 400; }}
-.lost {{ color: {theme.RANGE}; }} .won {{ color: {theme.AFTER}; }}
-.many {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 8px 6px; }}
-figure {{ margin: 0; min-width: 0; text-align: center; }}
-img {{ width: 56px; height: 56px; object-fit: contain; image-rendering: pixelated; background: var(--wash);
-  border: 1px solid var(--line); border-radius: 4px; }}
-figcaption, figcaption span {{ display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }}
-figcaption span {{ color: var(--faint); }}
-.more, .note {{ color: var(--faint); padding: 4px 0; }} .old {{ opacity: .55; }}
+    + """
+:host { color: var(--ink); font-size: 11.5px; line-height: 15px; padding: 2px 2px 8px; }
+h4 { font-size: 12.5px; font-weight: 600; margin: 6px 0; } h4 span { color: var(--faint); font-weight: 400; }
+.lost { color: var(--bad); } .won { color: var(--good); }
+.many { display: grid; grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 8px 6px; }
+figure { margin: 0; min-width: 0; text-align: center; }
+img { width: 56px; height: 56px; object-fit: contain; image-rendering: pixelated; background: var(--wash);
+  border: 1px solid var(--line); border-radius: 4px; }
+figcaption, figcaption span { display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+figcaption span { color: var(--faint); }
+.more, .note { color: var(--faint); padding: 4px 0; } .old { opacity: .55; }
 """
 )
 

@@ -33,7 +33,7 @@ CSS = (
 .name {{ font-size: 14px; font-weight: 600; overflow-wrap: anywhere; line-height: 18px; }}
 .facts {{ color: var(--faint); margin-top: 2px; }}
 .title {{ font-size: 11px; font-weight: 700; letter-spacing: .06em; text-transform: uppercase; color: var(--faint); }}
-.refused {{ color: {theme.RANGE}; font-weight: 500; }}
+.refused {{ color: var(--bad); font-weight: 500; }}
 .help {{ color: var(--faint); font-size: 11.5px; line-height: 16px; border-top: 1px solid var(--line);
   padding-top: 8px; }}
 .help b {{ color: var(--ink); font-weight: 500; }}

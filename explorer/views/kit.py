@@ -48,17 +48,48 @@ class Drawn(pn.custom.JSComponent):
     """Says ``ready`` once the browser has drawn everything around it.
 
     What is sent before that can be missed: by a notebook altogether, by widgets that are being made.
+
+    It also gives screen readers what the kits leave out: names of progress bars, the role of the marks that hold a
+    menu's help, and rows that are children of their table.
     """
 
     ready = param.Boolean(default=False)
     _esm = """
+    const GIVEN = {
+      "[role=progressbar]:not([aria-label])": one => one.setAttribute("aria-label", "progress"),
+      "span[aria-label]:not([role])": one => one.setAttribute("role", "img"),
+      ".tabulator-tableholder:not([role])": one => one.setAttribute("role", "rowgroup"),
+      ".tabulator-tableholder > .tabulator-table": one => one.setAttribute("role", "presentation"),
+    }
+
+    function give(root) {
+      for (const [which, what] of Object.entries(GIVEN)) root.querySelectorAll(which).forEach(what)
+      for (const one of root.querySelectorAll("*")) if (one.shadowRoot) give(one.shadowRoot)
+    }
+
     export function render({ model, view }) {
+      let waiting = 0
+      const soon = () => {
+        clearTimeout(waiting)
+        waiting = setTimeout(() => {
+          const top = view.root?.el
+          for (const root of [top, top?.shadowRoot]) if (root) give(root)
+        }, 400)
+      }
+      // What comes into sight later comes after a press.
+      for (const name of ["click", "keyup"]) document.addEventListener(name, soon, true)
+      model.on("remove", () => {
+        for (const name of ["click", "keyup"]) document.removeEventListener(name, soon, true)
+      })
       let turns = 0
       const look = () => {
         const busy = view.root && view.root.is_idle === false
         turns = busy ? 0 : turns + 1
         if (turns < 3 && performance.now() - start < 20000) setTimeout(look, 150)
-        else model.ready = true
+        else {
+          model.ready = true
+          soon()
+        }
       }
       const start = performance.now()
       setTimeout(look, 150)

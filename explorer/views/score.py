@@ -23,7 +23,7 @@ CSS = (
   text-overflow: ellipsis; }
 .note { font-size: 11.5px; color: var(--faint); white-space: nowrap; overflow: hidden; text-overflow: ellipsis;
   font-variant-numeric: tabular-nums; }
-.worse { color: #D55E00; } .better { color: #009E73; }
+.worse { color: var(--bad); } .better { color: var(--good); }
 .stale { background-image: repeating-linear-gradient(135deg, transparent 0 6px, var(--line) 6px 7px); }
 .stale .value, .stale .side { opacity: .45; }
 .early .value { font-style: italic; font-weight: 500; opacity: .8; }

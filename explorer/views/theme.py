@@ -49,13 +49,15 @@ BAR = {
     "& main.main": {"backgroundColor": "background.default"},
 }
 
-# Lines and faint text follow the ground, whichever it is.
+# Lines, faint text and words in a colour follow the ground, whichever it is: letters need more contrast than areas.
 TOKENS = """
 :host {
   --line: color-mix(in srgb, var(--panel-on-background-color, #222) 16%, transparent);
   --faint: color-mix(in srgb, var(--panel-on-background-color, #222) 66%, transparent);
   --wash: color-mix(in srgb, var(--panel-on-background-color, #222) 5%, transparent);
   --ink: var(--panel-on-background-color, #222);
+  --good: color-mix(in srgb, #009E73 66%, var(--panel-on-background-color, #222));
+  --bad: color-mix(in srgb, #D55E00 74%, var(--panel-on-background-color, #222));
   --card: var(--panel-surface-color, #fff);
   font-family: Roboto, "Helvetica Neue", Arial, sans-serif;
 }
