@@ -26,20 +26,26 @@ PAPER = (
     "background:#fff;color:#222;border:1px solid #0002;border-radius:6px;padding:6px 10px;max-width:820px;"
     "font:12px/17px Roboto,'Helvetica Neue',Arial,sans-serif"
 )
+# BokehJS by itself, and the page's where that is there.
+OWN = "QuantizationExplorerBokeh"
 # A cell may be drawn before the one with BokehJS in it.
 SHOW = """(function show(turns) {
-  const place = document.getElementById("%(id)s")
-  if (place && window.Bokeh) window.Bokeh.embed.embed_item(%(item)s, "%(id)s")
+  const place = document.getElementById("%(id)s"), bokeh = window.%(own)s || window.Bokeh
+  if (place && bokeh) bokeh.embed.embed_item(%(item)s, "%(id)s")
   else if (turns) setTimeout(show, 100, turns - 1)
   else if (place) place.textContent = "The figure needs BokehJS: run the cell with the notebook's first figure again."
 })(100)"""
 
 
 def bokehjs() -> str:
-    """BokehJS as markup, to be skipped by a notebook that has it already."""
+    """BokehJS as markup, under a name of its own, to be skipped by a notebook that has it already."""
     code = "\n".join(Resources(mode="inline", components=["bokeh"], minified=True).js_raw)
-    # A second copy would take the place of the one that the page has added its own parts to.
-    return f'<script>if (!(window.Bokeh && window.Bokeh.version === "{VERSION}")) {{\n{code}\n}}</script>'
+    # The page's loader takes a Bokeh that it finds for one with all its parts, so it is to find none.
+    return (
+        f'<script>if (!(window.{OWN} && window.{OWN}.version === "{VERSION}")) {{\n'
+        f"const before = window.Bokeh\n{code}\nwindow.{OWN} = window.Bokeh\n"
+        "if (before) window.Bokeh = before; else delete window.Bokeh\n}</script>"
+    )
 
 
 def carried() -> str:
@@ -83,7 +89,7 @@ class Drawing:
         return (
             f'<div style="{PAPER}"><div><b>{escape(self.title)}</b></div><div>{self.key}</div><div id="{name}"></div>'
             f'<div style="color:#555">{self.words}</div>{self.help}</div>'
-            f"<script>{SHOW % {'id': name, 'item': text}}</script>"
+            f"<script>{SHOW % {'id': name, 'item': text, 'own': OWN}}</script>"
         )
 
     def _repr_html_(self) -> str:

@@ -19,24 +19,43 @@ from .conftest import LONG, ROOT, free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.notebook]
 
-CODE = """import explorer as qx
+PAGE = (
+    """import explorer as qx
 session = qx.Session(model="fashion-lenet5")
-session.panel()"""
+session.panel()""",
+    "print('kernel has', session.recipe.config('ip1').weight.format)",
+    "session.recipe = qx.Recipe.preset('w8a8').with_layer('conv1', weight={'format': 'int3'})",
+    "session.histogram('conv1').plot()",
+)
+FIGURES = (
+    """import explorer as qx
+session = qx.Session(model="fashion-lenet5")
+session.histogram("conv1").plot()""",
+    "session.channels('conv2').plot()",
+    "session.evaluate(images=50)",
+    "session.histogram('ip2').plot().save('ip2.html')",
+    "session.panel()",
+)
 
 
-def notebook(path: Path) -> None:
-    cell = {
-        "cell_type": "code", "id": "first", "execution_count": None, "metadata": {}, "outputs": [],
-        "source": CODE.splitlines(keepends=True),
-    }  # fmt: skip
+def notebook(path: Path, sources: tuple[str, ...]) -> None:
+    cells = [
+        {
+            "cell_type": "code", "id": f"cell{i}", "execution_count": None, "metadata": {}, "outputs": [],
+            "source": source.splitlines(keepends=True),
+        }
+        for i, source in enumerate(sources)
+    ]  # fmt: skip
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    path.write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    path.write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
 
 
-def test_the_page_in_a_notebook(
-    launch: Callable[..., Path], new_page: Callable[[], Any], tmp_path: Path
-) -> None:
-    notebook(tmp_path / "page.ipynb")
+@pytest.fixture(scope="module")
+def lab(launch: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Where JupyterLab is, and its folder with both notebooks."""
+    tmp_path = tmp_path_factory.mktemp("lab")
+    notebook(tmp_path / "page.ipynb", PAGE)
+    notebook(tmp_path / "figures.ipynb", FIGURES)
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     own = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
@@ -47,12 +66,27 @@ def test_the_page_in_a_notebook(
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]  # fmt: skip
     launch(command, f"{address}/api", cwd=ROOT, **own)
-    page = new_page()
-    page.goto(f"{address}/lab/tree/page.ipynb?reset")
+    return address, tmp_path
+
+
+def open_notebook(page: Any, address: str) -> None:
+    page.goto(f"{address}?reset")
     page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=LONG)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=LONG)
-    page.locator(".jp-Cell .cm-content").first.click()
-    page.get_by_role("button", name="Run this cell and advance").first.click()
+
+
+def run(page: Any, number: int) -> Any:
+    """Run a cell, counted from 0; gives its place for the output."""
+    cell = page.locator(".jp-Notebook .jp-Cell").nth(number)
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+    return cell
+
+
+def test_the_page_in_a_notebook(lab: tuple[str, Path], new_page: Callable[[], Any]) -> None:
+    page = new_page()
+    open_notebook(page, f"{lab[0]}/lab/tree/page.ipynb")
+    run(page, 0)
     expect(page.locator(".bk-Canvas").first).to_be_visible(timeout=LONG)
     row = page.locator(".tabulator-row").nth(2)
     expect(row).to_be_visible()
@@ -69,3 +103,35 @@ def test_the_page_in_a_notebook(
     box = figure.bounding_box()
     figure.click(position={"x": 0.6 * box["width"], "y": box["height"] - 8})
     expect(page.locator(".head")).to_have_text("ip2", timeout=LONG)
+    # What the page has changed the kernel has, and the other way round.
+    expect(run(page, 1)).to_contain_text("kernel has int2", timeout=LONG)
+    run(page, 2)
+    first = page.locator('.tabulator-row >> nth=0 >> [tabulator-field="w_format"]')
+    expect(first).to_have_text("int3", timeout=LONG)
+    expect(row.locator('[tabulator-field="w_format"]')).to_have_text("int8")
+    # A figure by itself uses the page's BokehJS and leaves it in place.
+    drawing = run(page, 3)
+    expect(drawing.locator(".bk-Canvas")).to_be_visible(timeout=LONG)
+    row.locator('[tabulator-field="name"]').click()
+    expect(page.locator(".head")).to_have_text("ip1", timeout=LONG)
+
+
+def test_figures_in_a_notebook(lab: tuple[str, Path], new_page: Callable[[], Any]) -> None:
+    page = new_page()
+    open_notebook(page, f"{lab[0]}/lab/tree/figures.ipynb")
+    for number in (0, 1):
+        expect(run(page, number).locator(".bk-Canvas")).to_be_visible(timeout=LONG)
+    expect(run(page, 2)).to_contain_text("difference to float, points", timeout=LONG)
+    expect(run(page, 3)).to_contain_text("PosixPath", timeout=LONG)
+    page.goto((lab[1] / "ip2.html").as_uri())
+    expect(page.locator(".bk-Canvas")).to_be_visible(timeout=LONG)
+
+
+def test_the_page_below_figures(lab: tuple[str, Path], new_page: Callable[[], Any]) -> None:
+    page = new_page()
+    open_notebook(page, f"{lab[0]}/lab/tree/figures.ipynb")
+    expect(run(page, 0).locator(".bk-Canvas")).to_be_visible(timeout=LONG)
+    whole = run(page, 4)
+    expect(whole.locator(".bk-Canvas").first).to_be_visible(timeout=LONG)
+    whole.locator('.tabulator-row >> nth=2 >> [tabulator-field="name"]').click()
+    expect(whole.locator(".head")).to_have_text("ip1", timeout=LONG)
