@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 
 import pytest
 
 import explorer as qx
-from explorer.views.app import Page
+from explorer.cli import _parser
+from explorer.errors import DataError, ExplorerError, ModelError
+from explorer.sources import ZOO
+from explorer.views.app import Page, failure
+from explorer.views.empty import instead
 from explorer.views.explained import EXPLAINED, LAYERS, SCORE, explain, markup
 from explorer.views.guide import STEPS
 from explorer.views.single import FIGURES
@@ -78,3 +83,17 @@ def test_a_step_is_over_when_it_has_been_done(page: Page) -> None:
     strip.step = 0
     state.layer = next(name for name in page.session.layer_names if name != state.layer)
     assert strip.step == 0, "who has skipped it is left alone"
+
+
+@pytest.mark.parametrize("kind", [ModelError, DataError])
+def test_a_page_without_a_network_says_what_to_do(kind: type[ExplorerError]) -> None:
+    text = instead(kind("no such <file>"))
+    assert all(name in text for name in ZOO)
+    assert ("images could not" in text) == (kind is DataError)
+    command = next(line for line in unescape(text).splitlines() if "--model" in line).partition(
+        "-m explorer "
+    )[2]
+    assert _parser().parse_args(re.sub(r"^.*<pre>", "", command).split()).model in ZOO
+    page = failure(kind("no such <file>"))
+    shown = [str(getattr(each, "object", "")) for each in page.select()]
+    assert any("no such &lt;file&gt;" in markup for markup in shown)

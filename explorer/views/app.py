@@ -22,7 +22,7 @@ from explorer.study.depth import IMAGES as DEEP
 from explorer.study.diagnosis import IMAGES as CHANGED
 from explorer.study.evaluate import NARROW
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
-from explorer.views import kit, theme
+from explorer.views import empty, kit, theme
 from explorer.views.addressbar import AddressBar, arrive, take
 from explorer.views.depthview import DepthView
 from explorer.views.diagnosisview import DiagnosisView
@@ -350,12 +350,12 @@ def ended(e: Evaluation, seconds: float) -> str:
 
 
 def failure(error: ExplorerError) -> Any:
-    """A page that says why there is no other."""
+    """A page that says why there is no other, and how to come to one."""
     alert = kit.alert()
     alert.param.update(object=escape(str(error)), visible=True, closeable=False)
-    return kit.page(
-        title=TITLE, main=[kit.column(alert, styles={"padding": "24px"})], theme_config=theme.THEME
-    )
+    card = kit.html(empty.instead(error), css=empty.CSS)
+    body = kit.column(alert, card, css=":host { gap: 12px; padding: 24px; }")
+    return kit.page(title=TITLE, main=[body], theme_config=theme.THEME, sx=theme.BAR)
 
 
 def subject_of(model: str, data: str | None = None, **options: Any) -> Subject:

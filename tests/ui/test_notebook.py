@@ -23,7 +23,8 @@ PAGE = (
     """import explorer as qx
 session = qx.Session(model="fashion-lenet5")
 session.panel()""",
-    "print('kernel has', session.recipe.config('ip1').weight.format)",
+    # No print: what is printed may be handed to the page's message that comes next.
+    "'kernel has ' + session.recipe.config('ip1').weight.format",
     "session.recipe = qx.Recipe.preset('w8a8').with_layer('conv1', weight={'format': 'int3'})",
     "session.histogram('conv1').plot()",
 )
