@@ -129,12 +129,6 @@ EXPLAINED: dict[str, Explanation] = {
         "difference of top-1 = (won - lost) / images; only these images tell the two networks apart",
         "McNemar 1947; Tango 1998",
     ),
-    "Notes": Explanation(
-        "What a reviewer has written about the whole and about the chosen layer.",
-        "Notes travel in the page's address and stand in the report, beside the numbers they are about.",
-        "report = recipe + notes + numbers with their intervals, of one revision of the recipe",
-        "docs/command-line.md",
-    ),
     "Diagnosis": Explanation(
         "What does not suit the network's tensors by simple rules, and a change for each, tried on images before it "
         "is offered.",
