@@ -29,7 +29,7 @@ FIELDS: dict[str, tuple[str, str]] = {
 # The columns in their order, and how wide they are.
 TITLES = {
     "mark": "\N{BALLOT BOX WITH CHECK}", "at": "#", "name": "layer", "w_format": "weight", "w_grain": "granularity",
-    "w_goal": "objective", "w_sym": "sym", "sqnr": "SQNR", "sens": "KL, int4", "a_format": "input", "a_mode": "mode",
+    "w_goal": "objective", "w_sym": "sym", "sqnr": "SQNR dB", "sens": "KL, int4", "a_format": "input", "a_mode": "mode",
     "size": "kB", "op": "op",
 }  # fmt: skip
 WIDTHS = {
