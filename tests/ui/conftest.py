@@ -75,6 +75,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., P
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
 
 
 SERVE = """
