@@ -1,5 +1,7 @@
-"""The page: ``panel serve apps/main.py --show``."""
+"""The page: ``panel serve apps/main.py --show``; what is tried is kept in the folder named by EXPLORER_PROJECT."""
+
+import os
 
 from explorer.views.app import browser_page
 
-browser_page().servable()
+browser_page(project=os.environ.get("EXPLORER_PROJECT")).servable()

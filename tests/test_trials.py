@@ -147,7 +147,7 @@ def test_a_configuration_is_noted_once_it_counts(session: qx.Session) -> None:
     row = session.trials().iloc[0]
     assert (row["images"], row["top1"], row["delta_low"]) == (600, whole.top1, whole.delta_interval[0])
     assert row["size_ratio"] == pytest.approx(whole.size_bytes / whole.size_bytes_float)
-    assert "weight.format int8 → int4 in all 3 layers" in row["changes"]
+    assert "weight int8 → int4 in all 3 layers" in row["changes"]
 
 
 def test_names_are_labels(session: qx.Session) -> None:

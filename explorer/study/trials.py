@@ -63,7 +63,7 @@ class Trial:
         bops: bit operations for one image.
         bops_float: of the float network.
         outcome: what an evaluation has found; None before there is one.
-        time: when it was evaluated last, or made, in seconds since 1970.
+        time: when it was first tried or named, in seconds since 1970.
         name: a label given by the user, or nothing.
         named: when the name was given or taken away; 0 for never.
     """
@@ -98,7 +98,7 @@ class Trial:
             raise ValueError("Trials of two configurations cannot be merged.")
         best = max((self, other), key=lambda t: (t.outcome.images if t.outcome else 0, t.time))
         named = max((self, other), key=lambda t: t.named)
-        return replace(best, name=named.name, named=named.named)
+        return replace(best, name=named.name, named=named.named, time=min(self.time, other.time))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -157,6 +157,8 @@ class Trials:
     Args:
         known: those of earlier sessions.
         keep: told of each trial that is new or has changed; gives back what is known of it now.
+
+    ``version`` is a number that grows with each change.
     """
 
     def __init__(
@@ -165,6 +167,7 @@ class Trials:
         self._keep = keep
         self._lock = threading.RLock()
         self._trials = {trial.digest: trial for trial in known}
+        self.version = 0
 
     def __iter__(self) -> Iterator[Trial]:
         """In the order of time."""
@@ -185,6 +188,7 @@ class Trials:
             now = trial if before is None else before.merged(trial)
             if now != before:
                 self._trials[trial.digest] = self._keep(now)
+                self.version += 1
 
     def name(self, trial: Trial, name: str) -> None:
         """Give a configuration a name, or take it away with an empty one.
@@ -251,7 +255,7 @@ def changes(before: Recipe, after: Recipe, names: Sequence[str], most: int = 3) 
 
     >>> a = Recipe.preset("w8a8")
     >>> changes(a, a.with_layer("fc", weight={"format": "int4"}), ["stem", "fc"])
-    'weight.format int8 → int4 in fc'
+    'weight int8 → int4 in fc'
     """
     groups: dict[tuple[str, str, Any, Any], list[str]] = {}
     for d in before.diff(after, names):
@@ -259,9 +263,8 @@ def changes(before: Recipe, after: Recipe, names: Sequence[str], most: int = 3) 
     words = []
     for (tensor, field, old, new), where in groups.items():
         count = f"all {len(names)} layers" if len(where) == len(names) > 1 else f"{len(where)} layers"
-        words.append(
-            f"{tensor}.{field} {_word(old)} → {_word(new)} in {', '.join(where) if len(where) < 3 else count}"
-        )
+        what = tensor if field == "format" else f"{tensor}.{field}"
+        words.append(f"{what} {_word(old)} → {_word(new)} in {', '.join(where) if len(where) < 3 else count}")
     more = [f"and {len(words) - most} more changes"] if len(words) > most else []
     return "; ".join(words[:most] + more)
 
@@ -373,7 +376,9 @@ class Pair:
         if self.distinguishable:
             return f"{self.a if self.delta > 0 else self.b} is more accurate"
         text = f"not distinguishable on {self.images:,} images"
-        return text if self.images_needed is None else f"{text}; about {self.images_needed:,} would tell"
+        if self.images_needed is None:
+            return text
+        return f"{text}; about {float(f'{self.images_needed:.2g}'):,.0f} would tell"
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,11 @@ from explorer.views.explained import SCORE, ask
 from explorer.views.export import Export, Material
 from explorer.views.flips import FlipGallery
 from explorer.views.guide import guide
+from explorer.views.historyview import HistoryView
 from explorer.views.inspector import Inspector
 from explorer.views.keys import Keys, Reach
 from explorer.views.notesview import NotesView
+from explorer.views.offer import Offer
 from explorer.views.runs import Publisher, Runner, settled
 from explorer.views.score import ScoreStrip
 from explorer.views.sensitivity import IMAGES, LayerBars, SensitivityMap
@@ -48,6 +50,7 @@ log = logging.getLogger(__name__)
 TITLE = "Quantization Explorer"
 MAP, TIERS, BARS, FLIPS = "Sensitivity", "Estimates", "SQNR by layer", "Flips"
 CAUSES, DEPTH, NOTES = "Diagnosis", "Depth", "Notes"
+HISTORY = "History"
 # Of the bar's parts the names give way first.
 GIVING_WAY = ":host { min-width: 0; flex: 1 1 0; }"
 # When an evaluation ends: the width of the interval of the difference to float, as a share.
@@ -66,23 +69,27 @@ class Page:
         session: what is explored.
         images: how many evaluation images are used, None for all.
         address: the query of the browser's address, in which a state may stand.
+        resume: the session belongs to one browser tab, which goes on where it was when it is loaded again.
     """
 
-    def __init__(self, session: Session, images: int | None = None, address: str = "") -> None:
-        self.session, self.images = session, images
+    def __init__(
+        self, session: Session, images: int | None = None, address: str = "", resume: bool = False
+    ) -> None:
+        self.session, self.images, self.resume = session, images, resume
         self.publisher = Publisher()
         link, refusal = arrive(session, address)
         self.state = PageState(session)
         if link is not None:
             take(self.state, link)
-        self.wanted = link.views if link is not None else ()
+        self.link, self.wanted = link, link.views if link is not None else ()
         self.address = AddressBar(self.state, self.publisher, address)
         self.evaluator = Runner("evaluation", self.publisher)
         self.filler = Runner("estimates", self.publisher)
-        self._filled = False
+        self._filled, self._tall = False, False
         self.reader = Runner("layers", self.publisher)
         self.adder = Runner("additivity", self.publisher)
-        self.toolbar = Toolbar(self.state)
+        self.offer = Offer(self.state)
+        self.toolbar = Toolbar(self.state, self.offer)
         self.export = Export(self.state, self.publisher, self._material)
         self.score = ScoreStrip(self.state, self._show_flips)
         self.table = LayerTable(self.state)
@@ -92,6 +99,7 @@ class Page:
         self.bars = LayerBars(self.state, self.publisher)
         self.causes = DiagnosisView(self.state, self.publisher, min(images or CHANGED, CHANGED))
         self.depth = DepthView(self.state, self.publisher, min(images or DEEP, DEEP))
+        self.tried = HistoryView(self.state, self.publisher)
         # What stands below the chosen tensor, in the order in which it is offered.
         self.below: dict[str, Part] = {
             MAP: self.map,
@@ -100,6 +108,7 @@ class Page:
             DEPTH: self.depth,
             FLIPS: self.flips,
             CAUSES: self.causes,
+            HISTORY: self.tried,
             NOTES: NotesView(self.state),
         }
         self.inspector = Inspector(self.state)
@@ -141,7 +150,7 @@ class Page:
         self.state.problem = ""
 
     def _centre(self) -> Any:
-        self.tabs = Tabs(self.below)
+        self.tabs = Tabs(self.below, lambda _: share())
         head = kit.row(
             self.tabs.choice, self.tabs.help, height=38, css=theme.STRIP, styles={"padding": "4px 8px 0"}
         )
@@ -152,7 +161,12 @@ class Page:
         centre = kit.column(css=css, css_classes=["place-centre"])
 
         def grow(tall: bool) -> None:
-            centre.css_classes = ["place-centre", *(["even"] if tall else [])]
+            self._tall = tall
+            share()
+
+        def share() -> None:
+            below = ["below"] if self.tabs.chosen == HISTORY else []
+            centre.css_classes = ["place-centre", *(["even"] if self._tall else below)]
 
         self.tensor = TensorCard(self.state, self.publisher, grow)
         centre.objects = [self.tensor.view, lower]
@@ -176,7 +190,8 @@ class Page:
             self.table.view, self._centre(), self.inspector.view, css=theme.TOKENS + theme.grid(room),
         )  # fmt: skip
         return kit.column(
-            self.alert, self._scores(), grid, self.guide, self.status, self.drawn, self.address.view,
+            self.alert, self.offer.view, self._scores(), grid, self.guide, self.status, self.drawn,
+            self.address.view,
             css=theme.FRAME + css,
         )  # fmt: skip
 
@@ -219,9 +234,20 @@ class Page:
 
     def _begin(self) -> None:
         self.table.select()
+        # What is resumed is read and evaluated as any other change.
+        if self.resume and self.drawn.tab and self._resumed():
+            return
         if self.state.layers_recipe != self.session.recipe:
             self._read()
         self.evaluate()
+
+    def _resumed(self) -> bool:
+        """Go on where this tab has left off, if it has; an address that is not its own is one step more."""
+        if not self.session.resume(self.drawn.tab):
+            return False
+        if self.link is not None and not self.drawn.again:
+            self.session.recipe = self.link.recipe
+        return True
 
     # -- what happens -----------------------------------------------------------------------------
 
@@ -378,10 +404,10 @@ def browser_page(
     leave_a_core()
     pn.extension("tabulator", notifications=True)
     try:
-        recipe = options.pop("recipe", "w8a8")
-        session = Session(subject=subject_of(model, data, **options), recipe=recipe)
+        recipe, project = options.pop("recipe", "w8a8"), options.pop("project", None)
+        session = Session(subject=subject_of(model, data, **options), recipe=recipe, project=project)
         location = pn.state.location
-        return Page(session, images, location.search if location is not None else "").view()
+        return Page(session, images, location.search if location is not None else "", resume=True).view()
     except ExplorerError as error:
         return failure(error)
 
@@ -399,6 +425,7 @@ def serve(
     Raises:
         JobError: when the port is in use.
         ModelError, DataError: when the network or the images cannot be loaded.
+        ProjectError: when the project folder cannot be used.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -408,6 +435,7 @@ def serve(
             raise JobError(
                 f"The port {port} cannot be used ({error.strerror}); choose another one with --port."
             ) from error
-    loading = {name: value for name, value in options.items() if name not in ("images", "recipe")}
-    subject_of(model, data, **loading)
+    loading = {name: value for name, value in options.items() if name not in ("images", "recipe", "project")}
+    # Whatever is wrong with it is said here and not to the first browser.
+    Session(subject=subject_of(model, data, **loading), project=options.get("project"))
     pn.serve(lambda: browser_page(model, data, **options), address=address, port=port, show=show, title=TITLE)

@@ -129,6 +129,15 @@ EXPLAINED: dict[str, Explanation] = {
         "difference of top-1 = (won - lost) / images; only these images tell the two networks apart",
         "McNemar 1947; Tango 1998",
     ),
+    "History": Explanation(
+        "Every configuration that was tried, its accuracy with its interval against its size or its bit operations, "
+        "the present one in a ring.",
+        "What lies below the steps is beaten by another configuration, by the estimates; a click brings one back, and "
+        "two or more that are marked are compared image by image.",
+        "on the steps: no other is as small and more accurate; difference = (right under a only - right under b "
+        "only) / images",
+        "Tango 1998 (interval of a paired difference)",
+    ),
     "Diagnosis": Explanation(
         "What does not suit the network's tensors by simple rules, and a change for each, tried on images before it "
         "is offered.",

@@ -45,15 +45,21 @@ div { pointer-events: auto; }
 
 
 class Drawn(pn.custom.JSComponent):
-    """Says ``ready`` once the browser has drawn everything around it.
+    """Says ``ready`` once the browser has drawn everything around it, and in which ``tab`` that is.
 
     What is sent before that can be missed: by a notebook altogether, by widgets that are being made.
+
+    ``tab`` is a random digest that stays the same when the page is loaded again and is no other tab's; a tab that
+    was duplicated asks its original and gets one of its own.  ``again`` says that the address is the one that this
+    tab had written: the page was loaded again.
 
     It also gives screen readers what the kits leave out: names of progress bars, the role of the marks that hold a
     menu's help, and rows that are children of their table.
     """
 
     ready = param.Boolean(default=False)
+    tab = param.String(default="")
+    again = param.Boolean(default=False)
     _esm = """
     const GIVEN = {
       "[role=progressbar]:not([aria-label])": one => one.setAttribute("aria-label", "progress"),
@@ -92,6 +98,25 @@ class Drawn(pn.custom.JSComponent):
         }
       }
       const start = performance.now()
+      const name = "explorer-tab"
+      const fresh = () =>
+        [...crypto.getRandomValues(new Uint8Array(16))].map(byte => byte.toString(16).padStart(2, "0")).join("")
+      try {
+        let tab = sessionStorage.getItem(name) || fresh(), mine = false
+        const again = sessionStorage.getItem("explorer-address") === location.search
+        const others = new BroadcastChannel(name)
+        others.onmessage = ({ data }) => {
+          if (mine && data.asked === tab) others.postMessage({ taken: tab })
+          else if (!mine && data.taken === tab) tab = fresh()
+        }
+        others.postMessage({ asked: tab })
+        setTimeout(() => {
+          mine = true
+          sessionStorage.setItem(name, tab)
+          model.again = again
+          model.tab = tab
+        }, 120)
+      } catch { /* a browser that keeps nothing: the page begins anew each time */ }
       setTimeout(look, 150)
       return document.createElement("span")
     }
@@ -186,6 +211,8 @@ class Address(pn.custom.JSComponent):
     export function render({ model }) {
       model.on("search", () => {
         history.replaceState(history.state, "", location.pathname + model.search + location.hash)
+        // So that a page that is loaded again can tell its own address from one that was opened.
+        try { sessionStorage.setItem("explorer-address", location.search) } catch { /* nothing is kept */ }
       })
       return document.createElement("span")
     }

@@ -106,7 +106,7 @@ def grid(room: str) -> str:
 def halves(wanted: int) -> str:
     """Two cards below each other: the lower takes what it wants, the upper the rest, but its least.
 
-    With the class ``even`` the upper one has somewhat more than half.
+    With the class ``even`` the upper one has somewhat more than half, with ``below`` the lower one most.
 
     Args:
         wanted: the height at which nothing in the lower one scrolls, pixels.
@@ -114,6 +114,7 @@ def halves(wanted: int) -> str:
     return f"""
 :host {{ display: grid !important; min-height: 0; grid-template-columns: minmax(0, 1fr);
   grid-template-rows: minmax(244px, 1fr) minmax(54%, {wanted}px); }}
+:host(.below) {{ grid-template-rows: minmax(244px, 1fr) minmax(54%, 1.6fr); }}
 :host(.even) {{ grid-template-rows: minmax(0, 5fr) minmax(0, 4fr); }}
 """
 

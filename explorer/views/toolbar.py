@@ -8,6 +8,7 @@ from typing import Any
 from explorer.errors import RecipeError
 from explorer.recipe import PRESETS, Recipe
 from explorer.views import choices, kit
+from explorer.views.offer import Offer
 from explorer.views.state import PageState
 
 OWN = "(edited)"
@@ -27,10 +28,15 @@ def read_recipe(text: bytes, name: str) -> Recipe:
 
 
 class Toolbar:
-    """Preset menu, undo, redo, download, upload."""
+    """Preset menu, undo, redo, download, upload.
 
-    def __init__(self, state: PageState) -> None:
-        self.state = state
+    Args:
+        state: of the page.
+        offer: takes a recipe of which some lines fit no layer.
+    """
+
+    def __init__(self, state: PageState, offer: Offer) -> None:
+        self.state, self.offer = state, offer
         self._quiet = False
         self.preset = kit.select("recipe", self._options(), None, width=150)
         self.undo = kit.icon("undo", "Undo", on_click=lambda *_: state.session.undo())
@@ -58,7 +64,10 @@ class Toolbar:
         self.state.attempt(lambda: self._take(event.new, name))
 
     def _take(self, text: bytes, name: str) -> None:
-        self.state.session.recipe = read_recipe(text, name)
+        recipe = read_recipe(text, name)
+        self.offer.close()
+        if not self.offer.made(name, recipe):
+            self.state.session.recipe = recipe
 
     def refresh(self) -> None:
         """Show which preset the recipe is, if it is one, and whether there is something to undo."""
