@@ -20,7 +20,7 @@ import explorer as qx
 from explorer.calibrate import OBJECTIVES
 from explorer.cost import cost
 from explorer.errors import ExplorerError
-from explorer.formats import FORMATS
+from explorer.formats import FORMATS, spelled
 from explorer.recipe import PRESETS
 from explorer.scheme import TensorScheme
 from explorer.study import Evaluation
@@ -33,9 +33,9 @@ WIDTHS = (8, 6, 4, 3, 2, 1)
 # What these are for is few bits.
 NARROW = ("log", "apot", "kmeans")
 GRAINS = ("layer", "channel", "subchannel:32")
-# A running average of one batch is its extremes; a share of the range is what a hand drags; what is learned
-# from the network's own loss has a table of its own, for it takes its time.
-NOT_HERE = ("moving_average", "clip", "cross_entropy")
+# A running average of one batch is its extremes; sqnr picks what mse picks; a share of the range is what a hand
+# drags; what is learned from the network's own loss has a table of its own, for it takes its time.
+NOT_HERE = ("moving_average", "sqnr", "clip", "cross_entropy")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def objectives() -> list[str]:
     for name, entry in OBJECTIVES.items():
         word = name.partition(":")[0]
         if word not in NOT_HERE:
-            found.append(f"{word}:{entry.parameter}" if entry.parameter else name)
+            found.append(f"{word}:{spelled(entry.parameter.usual)}" if entry.parameter else name)
     return found
 
 

@@ -105,3 +105,40 @@ def test_an_edit_needs_no_multiple_of_the_network() -> None:
     weights, base, peak, kept = map(int, done.stdout.split())
     assert weights > 96 * MIB and kept <= budget
     assert peak - base < budget + 12 * 4 * MIB < weights, (base / MIB, peak / MIB)
+
+
+POOLS = """
+import threading
+import numpy as np
+from pathlib import Path
+from explorer.graph.memory import keep_pages
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+keep_pages()
+ended, before = threading.Event(), resident()
+for _ in range(10):
+    used = threading.Event()
+
+    def work(used=used):
+        parts = [np.ones(1 << 20, dtype=np.float32) for _ in range(8)]
+        del parts
+        used.set()
+        ended.wait()
+
+    threading.Thread(target=work, daemon=True).start()
+    used.wait()
+print(resident() - before)
+"""
+
+
+def test_threads_keep_their_memory_together() -> None:
+    """Ten threads that have held 32 MiB each, one after the other, and live on."""
+    if not Path("/proc/self/statm").exists():
+        return
+    done = subprocess.run(
+        [sys.executable, "-c", POOLS], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 4 * 32 * MIB
