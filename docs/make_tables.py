@@ -111,12 +111,12 @@ def resnet20(images: int) -> Iterator[str]:
             for goal in goals:
                 try:
                     recipe = Case(name, grain, goal).recipe
-                    spelled = recipe.default.weight.objective
-                    if spelled not in seen:
-                        seen[spelled] = drop(session.evaluate(recipe, images=images))
+                    chosen = recipe.default.weight.objective
+                    if chosen not in seen:
+                        seen[chosen] = drop(session.evaluate(recipe, images=images))
                         bits = bits_a_weight(session, recipe)
                     # A format that fits its own levels has one objective, however it is spelled.
-                    cells.append(seen[spelled] if spelled == goal else "")
+                    cells.append(seen[chosen] if chosen == goal else "")
                 except ExplorerError:
                     cells.append("")
             if any(cells):

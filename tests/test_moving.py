@@ -34,3 +34,47 @@ def test_a_movement_ends_when_the_recipe_is_changed_elsewhere() -> None:
             hand.close()
 
     asyncio.run(drag())
+
+
+def test_a_hand_that_rests_is_still_at_it_while_its_button_is_down() -> None:
+    moving = pytest.importorskip("explorer.views.moving")
+    from explorer.views.runs import Publisher
+    from explorer.views.state import PageState
+
+    class Page(Publisher):
+        now = 100.0
+
+        def clock(self) -> float:
+            return self.now
+
+    async def drag() -> None:
+        session = qx.Session(tiny(), data=images())
+        page = Page()
+        hand = moving.Moving(PageState(session), page, lambda markup: None)
+
+        def waits(seconds: float) -> bool:
+            page.now += seconds
+            return hand.active
+
+        try:
+            hand.press(True)
+            assert not waits(0.0), "nothing has been moved"
+            hand.to(0.5)
+            assert waits(60.0)
+            hand.press(False)
+            assert not waits(0.0)
+            # A movement by the keyboard, and a press long after it.
+            hand.to(0.6)
+            assert waits(0.5) and not waits(60.0)
+            hand.press(True)
+            assert not waits(0.0)
+            hand.press(False)
+            # A movement that is told before its button.
+            page.now += 1.0
+            hand.to(0.7)
+            hand.press(True)
+            assert waits(60.0)
+        finally:
+            hand.close()
+
+    asyncio.run(drag())

@@ -111,11 +111,14 @@ class Distribution(TensorView):
         self.moving.press(down)
         self.plot.tell(not down)
         if not down:
-            self.publisher.after(PAUSE, self._settle)
+            self.publisher.after(2 * PAUSE, self._settle)
 
     def _settle(self) -> None:
         """Once the hand has let go, draw the range where the recipe has it, with axes that fit."""
-        if self.visible and not self.moving.active:
+        if self.moving.active:
+            # The page is behind, or the hand is at it again and will let go.
+            self.publisher.after(PAUSE, self._settle)
+        elif self.visible:
             self._draw_again()
 
     def _draw_again(self) -> None:

@@ -18,8 +18,6 @@ LEAST, MOST = 0.02, 1.0
 # Seconds: between two edits, until an edit no longer waits for the estimate of the one before, and until what
 # follows is another movement.
 BETWEEN, PATIENCE, PAUSE = 0.15, 1.0, 1.0
-# Seconds by which messages that were sent together may be apart.
-TOGETHER = 0.3
 # Calibration images of the layer's output.
 IMAGES = 32
 
@@ -43,9 +41,11 @@ class Moving:
         self._wish: Clip | None = None
         self._measured: Clip | None = None
         self._busy = self._scheduled = self._editing = False
-        self._moved = self._edited = 0.0
+        # By the page's own clock.
+        self._moved = self._released = -math.inf
+        self._held = False
+        self._edited = 0.0
         self._between = BETWEEN
-        self._pressed = math.inf
         self._movement = self._revision = 0
         self._effect = self._output = ""
 
@@ -53,7 +53,8 @@ class Moving:
     def active(self) -> bool:
         """Whether a hand is at it, or has been a moment ago and nobody has changed the recipe since."""
         own = self._editing or self._revision == self.state.session.revision
-        return own and (time.monotonic() - self._moved < PAUSE or self._moved > self._pressed)
+        held = self._held and self._moved >= self._released
+        return own and (held or self.publisher.clock() - self._moved < PAUSE)
 
     @property
     def stands(self) -> bool:
@@ -62,8 +63,11 @@ class Moving:
 
     def press(self, down: bool) -> None:
         """A button has gone down, so that a hand that has moved and rests is still at it; or up."""
-        # The first movement may be told before the button.
-        self._pressed = time.monotonic() - TOGETHER if down else math.inf
+        self._held = down
+        now = self.publisher.clock()
+        # The first movement may be told before the button; what was long before belongs to another.
+        if not down or now - self._moved >= PAUSE:
+            self._released = now
 
     def to(self, low: float, high: float | None = None) -> None:
         """Move to these shares of the full range, one for both ends or one for each."""
@@ -71,14 +75,12 @@ class Moving:
             self._movement += 1
             self._output = ""
             self._revision = self.state.session.revision
-        self._moved = time.monotonic()
+        self._moved = self.publisher.clock()
         shares = [round(min(max(share, LEAST), MOST), 3) for share in (low, low if high is None else high)]
         self._wish = Clip(*shares)
         if not self._busy:
             self._measure()
         self._edit()
-        # What the page took to follow is no rest of the hand.
-        self._moved = time.monotonic()
 
     def _measure(self) -> None:
         wish, state = self._wish, self.state
@@ -160,7 +162,7 @@ class Moving:
         """Stop: another tensor is looked at."""
         self._wish = None
         self._busy = False
-        self._moved = 0.0
+        self._moved = -math.inf
         self.near.cancel()
         self.far.cancel()
 

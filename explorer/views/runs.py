@@ -84,9 +84,22 @@ class Publisher:
         if self.document is not None:
             lock_events()
             ignore_departures(self.loop.asyncio_loop)  # type: ignore[attr-defined]
-            self.document.add_periodic_callback(lambda: send_forgotten(self.document), LOOK)
+            self.document.add_periodic_callback(self._look, LOOK)
+        self._looks = 0
         self.closed = False
         self.panes: list[pn.viewable.Viewable] = []
+
+    def _look(self) -> None:
+        self._looks += 1
+        send_forgotten(self.document)
+
+    def clock(self) -> float:
+        """Seconds in which the page could answer, from any beginning: time that it was busy for does not count.
+
+        Each look waits its turn like a message of the browser's, so a message that has waited for long comes not
+        long after the one before.
+        """
+        return self._looks * LOOK / 1000 if self.document is not None else time.monotonic()
 
     def later(self, function: Callable[[], None]) -> None:
         """Call ``function()`` on the page's next turn; from any thread."""
