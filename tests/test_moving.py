@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 import explorer as qx
 from tests.small import images, tiny
+
+
+def ended(hand: Any) -> None:
+    """Close it, and wait for what it is at."""
+    hand.close()
+    for runner in (hand.near, hand.far):
+        if runner.worker._thread is not None:
+            runner.worker._thread.join()
 
 
 def test_a_movement_ends_when_the_recipe_is_changed_elsewhere() -> None:
@@ -31,7 +40,7 @@ def test_a_movement_ends_when_the_recipe_is_changed_elsewhere() -> None:
             # The page follows the hand's own change as a movement, and the one that takes it back as its end.
             assert active == [True, False]
         finally:
-            hand.close()
+            ended(hand)
 
     asyncio.run(drag())
 
@@ -75,6 +84,6 @@ def test_a_hand_that_rests_is_still_at_it_while_its_button_is_down() -> None:
             hand.press(True)
             assert waits(60.0)
         finally:
-            hand.close()
+            ended(hand)
 
     asyncio.run(drag())
