@@ -48,7 +48,7 @@ from explorer.views.toolbar import Toolbar
 
 log = logging.getLogger(__name__)
 TITLE = "Quantization Explorer"
-MAP, TIERS, BARS, FLIPS = "Sensitivity", "Estimates", "SQNR by layer", "Flips"
+MAP, TIERS, BARS, FLIPS = "Sensitivity", "Estimates", "SQNR", "Flips"
 CAUSES, DEPTH, NOTES = "Diagnosis", "Depth", "Notes"
 HISTORY = "History"
 # Of the bar's parts the names give way first.
@@ -78,6 +78,7 @@ class Page:
         self.session, self.images, self.resume = session, images, resume
         self.publisher = Publisher()
         link, refusal = arrive(session, address)
+        self.opened = session.revision
         self.state = PageState(session)
         if link is not None:
             take(self.state, link)
@@ -242,10 +243,15 @@ class Page:
         self.evaluate()
 
     def _resumed(self) -> bool:
-        """Go on where this tab has left off, if it has; an address that is not its own is one step more."""
+        """Go on where this tab has left off, if it has; what a quick hand has done, or an address that is not
+        its own, is one step more.
+        """
+        present, acted = self.session.recipe, self.session.revision != self.opened
         if not self.session.resume(self.drawn.tab):
             return False
-        if self.link is not None and not self.drawn.again:
+        if acted:
+            self.session.recipe = present
+        elif self.link is not None and not self.drawn.again:
             self.session.recipe = self.link.recipe
         return True
 

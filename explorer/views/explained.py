@@ -108,7 +108,7 @@ EXPLAINED: dict[str, Explanation] = {
         "Theis et al. 2018, arXiv:1801.05787 (Fisher information in place of the Hessian); Horvitz and Thompson 1952 "
         "(weighted images)",
     ),
-    "SQNR by layer": Explanation(
+    "SQNR": Explanation(
         "What is left of each layer's weight (bar) and of its input (diamond) under the present recipe.",
         "About 6 dB are one bit; a bar that is much shorter than its neighbours is the first place to look.",
         "SQNR = 10 log10(sum of x^2 / sum of (x - q(x))^2) dB",

@@ -184,7 +184,7 @@ TABLE = (
 # A line of choices between views, which scrolls where it is narrow.
 TABS = {
     "& .MuiToggleButton-root": {
-        "whiteSpace": "nowrap", "padding": "4px 7px", "fontSize": "11.5px", "lineHeight": 1.4, "minHeight": "26px",
+        "whiteSpace": "nowrap", "padding": "4px 6px", "fontSize": "11px", "lineHeight": 1.4, "minHeight": "26px",
     },
 }  # fmt: skip
 STRIP = ":host { overflow-x: auto; overflow-y: hidden; scrollbar-width: none; }"

@@ -278,7 +278,7 @@ def test_menus_without_effect_are_off_and_each_method_draws_its_columns(open_pag
     page.get_by_role("button", name="Stop").or_(page.get_by_role("button", name="Measure")).click()
     page.get_by_role("button", name="input", exact=True).click()
     expect(caption(page)).to_contain_text("uint8 layer asym mse")
-    page.get_by_role("button", name="SQNR by layer").click()
+    page.get_by_role("button", name="SQNR", exact=True).click()
     expect(page.get_by_text("input (once evaluated)")).to_be_visible()
 
 

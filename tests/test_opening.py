@@ -1,0 +1,35 @@
+"""A page that is opened again goes on where its tab has left off."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+import explorer as qx
+from tests.small import images, tiny
+
+
+def test_a_hand_that_is_quicker_than_the_history_is_its_last_step(tmp_path: Path) -> None:
+    app = pytest.importorskip("explorer.views.app")
+    owner = "0" * 16
+
+    async def open_again() -> None:
+        first = qx.Session(tiny(), data=images(), project=tmp_path)
+        name = first.layer_names[0]
+        first.resume(owner)
+        first.edit([name], weight={"format": "int4"})
+        again = qx.Session(subject=first.subject, project=tmp_path)
+        page = app.Page(again, resume=True)
+        try:
+            page.drawn.tab = owner
+            again.edit([name], weight={"format": "int2"})
+            assert page._resumed()
+            assert again.recipe.config(name).weight.format == "int2"
+            again.undo()
+            assert again.recipe == first.recipe
+        finally:
+            page.close()
+
+    asyncio.run(open_again())
