@@ -11,6 +11,7 @@ import explorer as qx
 from tests.small import images, tiny
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 def test_a_hand_that_is_quicker_than_the_history_is_its_last_step(tmp_path: Path) -> None:
     app = pytest.importorskip("explorer.views.app")
     owner = "0" * 16
