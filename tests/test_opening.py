@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def test_a_hand_that_is_quicker_than_the_history_is_its_last_step(tmp_path: Path
         first.resume(owner)
         first.edit([name], weight={"format": "int4"})
         again = qx.Session(subject=first.subject, project=tmp_path)
+        before = set(threading.enumerate())
         page = app.Page(again, resume=True)
+        page.cell()
         try:
             page.drawn.tab = owner
             again.edit([name], weight={"format": "int2"})
@@ -32,5 +35,7 @@ def test_a_hand_that_is_quicker_than_the_history_is_its_last_step(tmp_path: Path
             assert again.recipe == first.recipe
         finally:
             page.close()
+            for thread in set(threading.enumerate()) - before:
+                thread.join(30)
 
     asyncio.run(open_again())
