@@ -62,6 +62,7 @@ class TensorControls:
         self.goal = kit.select("objective", list(OBJECTIVES), "minmax")
         # The numbers of an objective that takes any: one, or one for each end of an asymmetric range.
         self.numbers = [kit.real("", 1.0), kit.real("", 1.0)]
+        self._echoes = kit.Echoes()
         self.number_row = kit.row(*self.numbers, visible=False)
         self.convention = kit.select("convention", choices.conventions(), "onnx")
         self.scale = kit.select("scale", choices.scales(), "float")
@@ -100,7 +101,7 @@ class TensorControls:
             widget.param.watch(lambda *_: self._change("rounding", self._rounding()), "value")
         self.goal.param.watch(lambda *_: self._pick_goal(), "value")
         for widget in self.numbers:
-            widget.param.watch(lambda *_: self._change("objective", self._objective()), "value")
+            widget.param.watch(self._typed, "value")
 
     def _granularity(self) -> str:
         return str(self.grain.value).replace(":N", f":{self.size.value}")
@@ -137,9 +138,15 @@ class TensorControls:
             if parameter is not None and widget.visible:
                 label = letter if count == 1 else f"{letter} {('low', 'high')[place]}"
                 value = given[place] if place < len(given) else given[0]
+                self._echoes.give(widget, value)
                 widget.param.update(
                     label=label, start=parameter.above, end=parameter.most, step=parameter.step, value=value
                 )
+
+    def _typed(self, event: Any) -> None:
+        """A number was entered, if it is no echo of one that a moving range has shown."""
+        if not self._echoes.hears(event.obj, event.new):
+            self._change("objective", self._objective())
 
     def _change(self, field: str, value: object) -> None:
         if self._quiet:

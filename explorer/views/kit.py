@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -324,6 +325,28 @@ def row(*items: Any, css: str = "", **options: Any) -> pn.Row:
 def spacer() -> pn.Spacer:
     """What pushes the rest of a row to the right."""
     return pn.Spacer(sizing_mode="stretch_width", height=1)
+
+
+class Echoes:
+    """Tells what a widget sends back of what it has just been given from what a user has entered.
+
+    A field that is given one value after the other says each of them a moment later, as if somebody had typed it.
+    """
+
+    SECONDS = 2.0
+
+    def __init__(self) -> None:
+        self._given: dict[Any, float] = {}
+
+    def give(self, widget: Any, value: Any) -> None:
+        """Note that a widget is being given a value."""
+        now = time.monotonic()
+        self._given = {key: then for key, then in self._given.items() if now - then < self.SECONDS}
+        self._given[widget.name, value] = now
+
+    def hears(self, widget: Any, value: Any) -> bool:
+        """Whether this is the echo of a value that was given a moment ago."""
+        return time.monotonic() - self._given.get((widget.name, value), -math.inf) < self.SECONDS
 
 
 def select(label: str, options: Any, value: Any = None, **more: Any) -> pmui.Select:

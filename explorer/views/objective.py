@@ -145,6 +145,7 @@ class ObjectiveView(TensorView):
         self.plot = CurvesFigure(self._drag)
         self.pane = kit.bokeh(self.plot.figure)
         publisher.panes.append(self.pane)
+        self._echoes = kit.Echoes()
         self.slider = kit.slider("range kept", LEAST, MOST, 0.005, 1.0, format="0.000")
         self.key = kit.html(css=CSS, styles={"padding": "0 12px"}, min_height=18)
         self.live = kit.html(HINT, css=CSS, styles={"padding": "0 12px"}, min_height=18)
@@ -166,11 +167,12 @@ class ObjectiveView(TensorView):
         state.param.watch(lambda *_: self._edited(), "revision")
 
     def _drag(self, share: float) -> None:
+        self._echoes.give(self.slider, min(max(share, LEAST), MOST))
         self._put(share, slider=True)
         self.moving.to(share)
 
     def _slid(self, event: Any) -> None:
-        if not self._quiet:
+        if not self._quiet and not self._echoes.hears(self.slider, event.new):
             self.plot.hold(event.new)
             self.moving.to(event.new)
 
