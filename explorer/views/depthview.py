@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from html import escape
 from typing import Any
 
 import pandas as pd
-from bokeh.models import ColumnDataSource, HoverTool, Range1d, TapTool
+from bokeh.models import ColumnDataSource, HoverTool, Range1d
 
 from explorer.recipe import Recipe
 from explorer.session import Session
@@ -100,9 +99,7 @@ class DepthFigure(Selecting):
                 x="value", y="row", source=source, marker="mark", size=9, line_color=colour, line_width=1.6,
                 fill_color=colour, fill_alpha="fill", name=line,
             )  # fmt: skip
-            dots.nonselection_glyph = dots.selection_glyph = None
             marks.append(dots)
-            source.selected.on_change("indices", partial(self._hit, source))
         self._row(plot)
         rows_of(plot, self.names)
         hover = [
@@ -111,10 +108,8 @@ class DepthFigure(Selecting):
             ("95% interval", "@range"),
             ("images", "@images{0,0}"),
         ]
-        plot.add_tools(TapTool(renderers=marks), HoverTool(renderers=marks, tooltips=hover))
-
-    def _hit(self, source: ColumnDataSource, _name: str, _old: Any, new: Sequence[int]) -> None:
-        self._tapped(source, new)
+        plot.add_tools(HoverTool(renderers=marks, tooltips=hover))
+        self._listen(plot, *marks)
 
     def update(self, table: pd.DataFrame) -> None:
         """Show a table of ``session.depth_steps``."""

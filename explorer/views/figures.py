@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,20 @@ COUNT = (
     "const n = Math.round(Math.pow(10, tick) - 1);"
     "return n >= 1e6 ? n / 1e6 + 'M' : n >= 1e3 ? n / 1e3 + 'k' : '' + n"
 )
+# What lies under a click, by the column that names it.  Bokeh takes what is held for longer than 0.3 seconds for
+# another gesture than a tap, and so does it with a quick second click: to who clicks it is the same.  The count makes
+# a click on the same place another message.
+CLICK = """
+const at = {type: "point", sx: cb_obj.sx, sy: cb_obj.sy}
+for (const mark of marks) {
+  const found = cb_context.index.find_one(mark)?.hit_test(at)
+  if (found == null || found.indices.length == 0) continue
+  const name = mark.data_source.data[key][found.indices[0]]
+  clicks.data = {count: [(clicks.data.count[0] ?? 0) + 1], name: [name]}
+  break
+}
+"""
+CLICKS = ("tap", "pressup", "doubletap")
 # How much of the height the strip of level marks takes, below zero.
 STRIP = 0.06
 
@@ -60,6 +74,20 @@ def styled(plot: Any) -> Any:
     plot.grid.grid_line_color = theme.NEUTRAL
     plot.grid.grid_line_alpha = 0.18
     return plot
+
+
+def clickable(plot: Any, marks: Sequence[Any], key: str, call: Callable[[str], None]) -> ColumnDataSource:
+    """Call with what stands in the column ``key`` for that one of the ``marks`` that is clicked.
+
+    The browser says what it shows there, so what is drawn anew in between is not taken for it.  Returned is where
+    it says it.
+    """
+    clicks = ColumnDataSource({"count": [], "name": []})
+    follow = CustomJS(args={"marks": list(marks), "key": key, "clicks": clicks}, code=CLICK)
+    for event in CLICKS:
+        plot.js_on_event(event, follow)
+    clicks.on_change("data", lambda _a, _o, new: call(str(new["name"][0])))
+    return clicks
 
 
 def columns(**arrays: Any) -> Any:

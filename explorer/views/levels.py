@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d, TapTool
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
 
 from explorer.study import NumberLine, Rival
 from explorer.views import theme
-from explorer.views.figures import CROWD, columns, counted, heights, plain, thinned
+from explorer.views.figures import CROWD, clickable, columns, counted, heights, plain, thinned
 from explorer.views.text import decibels, number, percent
 
 # How much of the height error takes below the line, and the marks of the levels on it, as shares of the counts.
@@ -130,9 +130,9 @@ class NumberLineFigure:
 
 
 class RivalsFigure:
-    """The levels of several formats on one axis, best first; a click on a row calls ``take`` with its place."""
+    """The levels of several formats on one axis, best first; a click on a row takes its scheme, in words."""
 
-    def __init__(self, take: Callable[[int], None]) -> None:
+    def __init__(self, take: Callable[[str], None]) -> None:
         self._take = take
         self.rows = ColumnDataSource(
             {
@@ -156,7 +156,6 @@ class RivalsFigure:
             x="x", y="row", width="width", height=0.94, source=self.rows, line_color=None,
             fill_color=theme.CHOSEN, fill_alpha="fill", hover_fill_color=theme.CHOSEN, hover_fill_alpha=0.25,
         )  # fmt: skip
-        rects.nonselection_glyph = rects.selection_glyph = None
         plot.scatter(
             x="x", y="row", source=self.marks, marker="dash", angle=np.pi / 2, size=10, line_color=theme.RANGE,
             line_width=1.4, line_alpha="alpha",
@@ -167,7 +166,6 @@ class RivalsFigure:
             text_font_size="11px", text_color=theme.NEUTRAL,
         )  # fmt: skip
         plot.add_tools(
-            TapTool(renderers=[rects]),
             HoverTool(
                 renderers=[rects],
                 tooltips=[
@@ -176,12 +174,7 @@ class RivalsFigure:
                 ],
             ),
         )  # fmt: skip
-        self.rows.selected.on_change("indices", lambda _a, _o, new: self._tapped(new))
-
-    def _tapped(self, indices: Sequence[int]) -> None:
-        if indices:
-            self.rows.selected.indices = []
-            self._take(int(indices[0]))
+        clickable(plot, [rects], "scheme", self._take)
 
     def update(self, found: Sequence[Rival]) -> None:
         """Draw formats, in this order from the top."""
@@ -231,7 +224,9 @@ class RivalsFigure:
         self.figure.xaxis[0].major_label_overrides = {high: number(high)}
         self.figure.yaxis[0].ticker = FixedTicker(ticks=list(range(count)), minor_ticks=[])
         self.figure.yaxis[0].major_label_overrides = {row: _name(rival) for row, rival in enumerate(found)}
-        self.figure.height = ROW * (count + 1) + 26
+        # Where there is less room it is scrolled, not squeezed.
+        high = ROW * (count + 1) + 26
+        self.figure.update(height=high, min_height=high)
 
 
 def _name(rival: Rival) -> str:

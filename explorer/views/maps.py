@@ -15,14 +15,13 @@ from bokeh.models import (
     HoverTool,
     LinearColorMapper,
     Range1d,
-    TapTool,
 )
 from bokeh.palettes import cividis
 
 from explorer.study import MEASURES
 from explorer.study.instant import INSTANT
 from explorer.views import theme
-from explorer.views.figures import plain
+from explorer.views.figures import clickable, plain
 from explorer.views.text import decibels, points, short
 
 # Rows grow and shrink with the room there is; below the least the figure scrolls.
@@ -111,16 +110,9 @@ class Selecting:
         rows = [self.names.index(name)] if name in self.names else []
         self.band.data = {"y0": [r - 0.5 for r in rows], "y1": [r + 0.5 for r in rows]}
 
-    def _listen(self, plot: Any, rects: Any, source: ColumnDataSource) -> None:
+    def _listen(self, plot: Any, *marks: Any) -> None:
         if self._choose is not None:
-            plot.add_tools(TapTool(renderers=[rects]))
-            source.selected.on_change("indices", lambda _a, _o, new: self._tapped(source, new))
-
-    def _tapped(self, source: ColumnDataSource, indices: Sequence[int]) -> None:
-        if indices and self._choose is not None:
-            row = source.data["row"][indices[0]]
-            source.selected.indices = []
-            self._choose(self.names[int(row)])
+            clickable(plot, marks, "layer", self._choose)
 
 
 class SensitivityFigure(Selecting):
@@ -163,7 +155,6 @@ class SensitivityFigure(Selecting):
             fill_color={"field": "colour", "transform": self.mapper},
             hatch_pattern={"field": "hatch"}, hatch_color="white", hatch_alpha=0.2, hatch_scale=9,
         )  # fmt: skip
-        rects.nonselection_glyph = rects.selection_glyph = None
         plot.text(
             x="format", y="row", text="text", text_color="ink", source=self.cells, text_align="center",
             text_baseline="middle", text_font_size=letters(len(self.names)), text_font_style={"field": "font"},
@@ -180,7 +171,7 @@ class SensitivityFigure(Selecting):
                 ],
             ),
         )  # fmt: skip
-        self._listen(plot, rects, self.cells)
+        self._listen(plot, rects)
 
     def blank(self, formats: Sequence[str]) -> None:
         """Show what would be measured, all of it open."""
@@ -258,7 +249,6 @@ class LayersFigure(Selecting):
             y="row", right="value", left=0, height=0.62, source=self.bars, fill_color=theme.AFTER,
             fill_alpha=0.75, line_color=None,
         )  # fmt: skip
-        bars.nonselection_glyph = bars.selection_glyph = None
         plot.scatter(
             x="value", y="row", source=self.dots, marker="diamond", size=10, fill_color=theme.SENSITIVE,
             line_color=None,
@@ -267,7 +257,7 @@ class LayersFigure(Selecting):
         rows_of(plot, self.names)
         hover = [("layer", "@layer"), ("weight", "@scheme"), ("SQNR", "@text")]
         plot.add_tools(HoverTool(renderers=[bars], tooltips=hover))
-        self._listen(plot, bars, self.bars)
+        self._listen(plot, bars)
 
     def update(self, weights: pd.DataFrame, inputs: Mapping[str, float | None] | None = None) -> None:
         """Show ``session.layers()``, and the inputs' SQNR by layer where an evaluation knows them."""

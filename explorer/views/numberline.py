@@ -30,11 +30,12 @@ KEY = (
     '<div class="key"><i class="there"></i>values<i class="used"></i>level used<i class="unused"></i>unused'
     '<i class="rounding"></i>error: rounding<i class="clipping"></i>clipping</div>'
 )
-TITLE = (
-    '<div class="title">Other formats at equal bits, scales and zero points counted; a click takes one</div>'
-)
+TITLE = '<div class="title">Other formats at equal bits, scales and zero points counted; %s</div>'
+WHOLE, PARTLY = "a click takes one", "more are being fitted …"
 BINS = 128
 ALL, ONE = "all groups", "one group"
+# The number line, the formats beside it, and whether those are all.
+Shown = tuple[NumberLine, tuple[Rival, ...], bool]
 
 
 class NumberLineView(TensorView):
@@ -55,13 +56,14 @@ class NumberLineView(TensorView):
         self.pane = kit.bokeh(self.plot.figure, sizing_mode="stretch_width")
         self.table = kit.bokeh(self.others.figure, sizing_mode="stretch_width")
         publisher.panes += [self.pane, self.table]
+        self.title = kit.html(TITLE % PARTLY, css=CSS, height=24)
         self.choice = kit.row(self.which, self.group, kit.spacer(), height=46, styles={"padding": "0 12px"})
         self.view = kit.scrolled(
             self.choice,
             kit.html(KEY, css=CSS, styles={"padding": "0 12px"}, height=18),
             self.pane,
             self.caption,
-            kit.html(TITLE, css=CSS, height=24),
+            self.title,
             self.table,
         )
         self.which.param.watch(lambda *_: self._picked(), "value")
@@ -73,36 +75,43 @@ class NumberLineView(TensorView):
         if not self._quiet and self.visible:
             self.refresh()
 
-    def _take(self, place: int) -> None:
+    def _take(self, scheme: str) -> None:
         """Use a row's scheme for the chosen tensor."""
-        if place < len(self.found):
-            self.state.edit([self.state.layer], **{self.state.tensor: self.found[place].scheme.to_dict()})
+        for rival in self.found:
+            if rival.scheme.describe() == scheme:
+                self.state.edit([self.state.layer], **{self.state.tensor: rival.scheme.to_dict()})
+                break
 
-    def steps(self) -> Callable[[], Iterator[tuple[NumberLine, tuple[Rival, ...]]]]:
+    def steps(self) -> Callable[[], Iterator[Shown]]:
         session, layer, tensor, scheme = self.state.session, self.state.layer, self.state.tensor, self.scheme
         of = (layer, tensor, scheme.granularity)
         # Of another tensor another group is the interesting one: the widest, which is known when all are looked at.
         wanted = self.group.value if self.which.value == ONE else None
         fresh = of != self._of
 
-        def steps() -> Iterator[tuple[NumberLine, tuple[Rival, ...]]]:
+        def steps() -> Iterator[Shown]:
             line = session.number_line(layer, tensor, scheme, bins=BINS)
             if wanted is not None and line.groups > 1:
                 group = line.widest if fresh else min(wanted, line.groups - 1)
                 line = session.number_line(layer, tensor, scheme, group, BINS)
-            yield line, ()
+            yield line, (), False
+            found: tuple[Rival, ...] = ()
             for found in session.formats_steps(layer, tensor):
-                yield line, found
+                # The list of a tensor that has one stays, instead of shrinking and growing under the hand.
+                if fresh:
+                    yield line, found, False
+            yield line, found, True
 
         return steps
 
-    def draw(self, found: tuple[NumberLine, tuple[Rival, ...]]) -> None:
-        line, rivals = found
+    def draw(self, found: Shown) -> None:
+        line, rivals, whole = found
         if line is not self.plot.shown:
             self._show(line)
         if rivals:
             self.found = rivals
             self.others.update(rivals)
+        self.title.object = TITLE % (WHOLE if whole else PARTLY)
 
     def _show(self, line: NumberLine) -> None:
         self.plot.update(line)

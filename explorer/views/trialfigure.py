@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d, TapTool
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d
 from bokeh.models.annotations import Span
 
 from explorer.recipe import Recipe
 from explorer.study import Outcome, Trial
 from explorer.study.trials import COSTS, front
 from explorer.views import theme
-from explorer.views.figures import plain
+from explorer.views.figures import clickable, plain
 from explorer.views.text import kilobytes, large, percent, points
 
 SIZE, BOPS = COSTS
@@ -119,24 +119,16 @@ class TrialsFigure:
             x="x", y="y", source=self.dots, size=9, fill_color=theme.AFTER, fill_alpha="alpha",
             line_color=theme.AFTER, hover_line_color=theme.CHOSEN,
         )  # fmt: skip
-        dots.nonselection_glyph = dots.selection_glyph = None
         plot.text(
             x="x", y="y", text="label", source=self.dots, x_offset=8, y_offset=-3, text_font_size="11px",
             text_color=theme.NEUTRAL,
         )  # fmt: skip
         plot.add_tools(
-            TapTool(renderers=[dots]),
             HoverTool(renderers=[dots], tooltips=HOVER),
             HoverTool(renderers=[squares], tooltips=[("", "@title")]),
         )
         plot.yaxis[0].formatter = NumeralTickFormatter(format="0.[00]")
-        self.dots.selected.on_change("indices", lambda _a, _o, new: self._tapped(new))
-
-    def _tapped(self, indices: Sequence[int]) -> None:
-        if indices:
-            digest = self.dots.data["digest"][indices[0]]
-            self.dots.selected.indices = []
-            self._take(str(digest))
+        self.clicks = clickable(plot, [dots], "digest", self._take)
 
     def update(
         self,

@@ -166,8 +166,9 @@ def test_the_scatter_holds_what_was_tried() -> None:
             assert list(figure.front.data["x"]) == [dots["x"][0], dots["x"][2]]
             assert figure.x_range.start < min(dots["x"]) and figure.x_range.end > figure.floats.data["x"][0]
             assert figure.level.location == (90 if up == UP[0] else 0)
-    figure.dots.selected.indices = [2]
-    assert taken == [trials[2].digest] and figure.dots.selected.indices == []
+    for count in (1, 2):
+        figure.clicks.data = {"count": [count], "name": [trials[2].digest]}
+    assert taken == [trials[2].digest] * 2
     figure.update([], trials[1].recipe, "size", UP[0], lambda recipe: "")
     assert not figure.level.visible and list(figure.dots.data["x"]) == []
 
