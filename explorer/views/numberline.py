@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from explorer.study import NumberLine, Rival
 from explorer.views import kit, theme
@@ -52,12 +53,12 @@ class NumberLineView(TensorView):
         self._of: tuple[str, ...] = ()
         self._quiet = False
         self.which = kit.choice([ALL, ONE], ALL, sx=theme.TABS)
-        self.group = kit.whole("group", 0, start=0, width=104, visible=False)
+        self.group: Any = None
         self.pane = kit.bokeh(self.plot.figure, sizing_mode="stretch_width")
         self.table = kit.bokeh(self.others.figure, sizing_mode="stretch_width")
         publisher.panes += [self.pane, self.table]
         self.title = kit.html(TITLE % PARTLY, css=CSS, height=24)
-        self.choice = kit.row(self.which, self.group, kit.spacer(), height=46, styles={"padding": "0 12px"})
+        self.choice = kit.row(self.which, kit.spacer(), height=46, styles={"padding": "0 12px"})
         self.view = kit.scrolled(
             self.choice,
             kit.html(KEY, css=CSS, styles={"padding": "0 12px"}, height=18),
@@ -67,11 +68,11 @@ class NumberLineView(TensorView):
             self.table,
         )
         self.which.param.watch(lambda *_: self._picked(), "value")
-        self.group.param.watch(lambda *_: self._picked(), "value")
         state.param.watch(lambda event: self.plot.use_log(event.new), "log")
 
     def _picked(self) -> None:
-        self.group.visible = self.which.value == ONE
+        if self.group is not None:
+            self.group.visible = self.which.value == ONE
         if not self._quiet and self.visible:
             self.refresh()
 
@@ -86,7 +87,7 @@ class NumberLineView(TensorView):
         session, layer, tensor, scheme = self.state.session, self.state.layer, self.state.tensor, self.scheme
         of = (layer, tensor, scheme.granularity)
         # Of another tensor another group is the interesting one: the widest, which is known when all are looked at.
-        wanted = self.group.value if self.which.value == ONE else None
+        wanted = None if self.which.value != ONE else 0 if self.group is None else self.group.value or 0
         fresh = of != self._of
 
         def steps() -> Iterator[Shown]:
@@ -120,11 +121,19 @@ class NumberLineView(TensorView):
         of = (line.layer, line.tensor, self.scheme.granularity)
         self._quiet = True
         try:
-            self.group.end = line.groups - 1
-            if line.group is not None and line.groups > 1:
-                self.group.value = line.group
-            elif of != self._of:
-                self.group.value = line.widest
+            number = line.group if line.group is not None else line.widest if of != self._of else None
+            if number is not None and line.groups > 1:
+                self._number(number, line.groups - 1)
         finally:
             self._quiet = False
         self._of = of
+
+    def _number(self, number: int, last: int) -> None:
+        """Show a group's number in the field, which is made with it: what changes while it comes up it does not see."""
+        if self.group is not None:
+            self.group.param.update(end=last, value=number)
+            return
+        self.group = kit.whole("group", number, start=0, end=last, width=104, visible=self.which.value == ONE)
+        self.group.param.watch(lambda *_: self._picked(), "value")
+        self.group.align = "center"
+        self.choice.insert(1, self.group)

@@ -44,8 +44,8 @@ def test_nothing_serious_in_light_and_dark(open_page: Callable[[], Any]) -> None
     page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
     assert settled(page) == []
     # The views with the most words and marks of their own.
-    page.get_by_role("button", name="Conventions").click()
-    page.get_by_role("button", name="Flips").click()
+    page.get_by_role("button", name="Conventions", exact=True).click()
+    page.get_by_role("button", name="Flips", exact=True).click()
     expect(page.locator("tr.present")).to_be_visible()
     assert settled(page) == []
     card = page.locator(".card").first

@@ -44,7 +44,7 @@ def test_what_is_shown_is_in_the_address_and_in_the_files(
 ) -> None:
     page = open_page()
     pick(page, 2, "w_format", "int3")
-    page.get_by_role("button", name="Notes").click()
+    page.get_by_role("button", name="Notes", exact=True).click()
     note = page.get_by_label("on ip1")
     note.fill("too <b>low</b>")
     note.press("Tab")
