@@ -177,7 +177,7 @@ class Job:
             )
             try:
                 self._call(self.on_error, known)
-            except Exception:
+            except Exception:  # of whoever listens: the worker lives on all the same
                 log.exception("A job's error could not be reported.")
         finally:
             self._over.set()

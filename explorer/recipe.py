@@ -18,6 +18,7 @@ import yaml
 
 from explorer.errors import RecipeError, SchemeError, nearest, unknown
 from explorer.formats import FORMATS
+from explorer.plainyaml import parsed
 from explorer.scheme import FIELDS, MODES, TENSORS, WEIGHTS_STAY, LayerConfig, TensorScheme
 
 __all__ = [
@@ -359,18 +360,12 @@ class Recipe:
             raise RecipeError(
                 f"A recipe of {len(text):,} characters is too long; {LONGEST_FILE:,} are read at most."
             )
-        try:
+
+        def parse() -> tuple[Any, Any]:
             _check_events(text)
-            node = yaml.compose(text, yaml.SafeLoader)
-            data = yaml.safe_load(text)
-        except RecipeError:
-            raise
-        # A value that is not of the type that its tag names fails in PyYAML in any of these ways.
-        except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-            problem = getattr(error, "problem", None) or str(error)
-            raise RecipeError(f"The recipe is not YAML: {where}{' '.join(problem.split())}.") from None
+            return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+
+        data, node = parsed("The recipe", parse)
         return _from_data(data, _marks(node))
 
     @staticmethod

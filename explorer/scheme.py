@@ -257,21 +257,33 @@ class TensorScheme:
         'fp8_e4m3 layer sym minmax'
         """
         number = format_named(name)
-        overflow = "saturate" if number.beyond is None else self.overflow
+        changes = self.changes_for(number)
         if not number.scaled:
-            return TensorScheme(name, overflow=overflow)
-        mode = "static" if self.mode == "off" else self.mode
-        changes: dict[str, Any] = {"format": name, "mode": mode, "overflow": overflow}
-        if not isinstance(number, IntegerFormat):
-            goal = self.goal.centred().name
-            changes |= {"symmetric": True, "objective": goal, "convention": "onnx", "narrow": None}
+            return TensorScheme(name, overflow=str(changes.get("overflow", self.overflow)))
+        settings: dict[str, Any] = {"format": name, "mode": "static" if self.mode == "off" else self.mode}
+        if changes.get("symmetric"):
+            settings["objective"] = self.goal.centred().name
+        return replace(self, **settings | changes)
+
+    def changes_for(self, number: Format) -> dict[str, object]:
+        """What has to change for another format, by field.
+
+        >>> TensorScheme("uint8", "layer", symmetric=False, mode="dynamic").changes_for(format_named("int8"))
+        {'objective': 'minmax'}
+        """
+        changed: dict[str, object] = {}
+        if isinstance(number, LevelFormat | CodebookFormat):
+            # A list of levels has no zero point and no integers for a convention to differ in.
+            changed |= {"symmetric": True, "convention": "onnx", "narrow": None}
         if isinstance(number, CodebookFormat):
-            changes |= {"objective": FITTED, "scale": "float"}
-            if mode == "dynamic" and not number.dynamic:
-                changes |= {"mode": "static", "granularity": "layer"}
-        elif mode == "dynamic":
-            changes["objective"] = "minmax"
-        return replace(self, **changes)
+            changed |= {"objective": FITTED, "scale": "float"}
+            if self.mode == "dynamic" and not number.dynamic:
+                changed |= {"mode": "static", "granularity": "layer"}
+        elif self.mode == "dynamic" or (not number.scaled and self.goal.needs != ELEMENTS):
+            changed["objective"] = "minmax"
+        if number.beyond is None and self.overflow != "saturate":
+            changed["overflow"] = "saturate"
+        return changed
 
     def describe(self) -> str:
         """A short text for tables.

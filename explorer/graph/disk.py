@@ -122,7 +122,9 @@ class Disk:
                 found[name] = value, float(record["seconds"])
         except FileNotFoundError:
             self._forget(pack)  # another process made room
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # what damage raises is anybody's guess; the entry is dropped with a warning
             self._damaged(pack, error)
         return found
 

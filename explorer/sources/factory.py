@@ -123,7 +123,7 @@ def _run_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look a class up by its module's name
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # a module that is half run is no module, whatever ended it
         del sys.modules[name]
         raise
     return module

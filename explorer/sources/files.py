@@ -36,7 +36,7 @@ def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException:  # whatever ends the writing leaves nothing behind
         temporary.unlink(missing_ok=True)
         raise
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from explorer.errors import LayerError, RecipeError, nearest, unknown
+from explorer.plainyaml import parsed
 
 VERSION = 1
 # Characters of one note, and of a file of them.
@@ -109,14 +110,7 @@ class Notes:
             raise RecipeError(
                 f"Notes of {len(text):,} characters are too long; {LONGEST_FILE:,} are read at most."
             )
-        try:
-            data = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"line {mark.line + 1}: " if mark else ""
-            problem = getattr(error, "problem", None) or str(error)
-            raise RecipeError(f"The notes are not YAML: {where}{' '.join(problem.split())}.") from None
-        return Notes.from_dict(data)
+        return Notes.from_dict(parsed("The file of notes", lambda: yaml.safe_load(text)))
 
 
 def load_notes(path: str) -> Notes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from explorer.calibrate import ELEMENTS, OBJECTIVES
+from explorer.calibrate import OBJECTIVES
 from explorer.formats import (
     CONVENTIONS,
     FORMATS,
@@ -10,14 +10,10 @@ from explorer.formats import (
     OVERFLOWS,
     ROUNDINGS,
     SCALES,
-    CodebookFormat,
-    Format,
-    LevelFormat,
     family,
     spelled,
 )
 from explorer.recipe import MODES, PRESETS, TensorScheme
-from explorer.scheme import FITTED
 
 ANY = TensorScheme()
 # The numbers that are offered for entries of the tables that take one; any other can be typed in the inspector.
@@ -114,26 +110,9 @@ def consequences(field: str, value: object, scheme: TensorScheme = ANY) -> dict[
         return {"scale": value, "symmetric": True}
     changed = {field: value}
     if field == "format" and str(value) in FORMATS:
-        changed |= _of_format(FORMATS[str(value)], scheme)
+        changed |= scheme.changes_for(FORMATS[str(value)])
     centred = scheme.goal.centred()
     if changed.get("symmetric", scheme.symmetric) and "objective" not in changed and scheme.goal != centred:
         # Two bounds become the wider one.
         changed["objective"] = centred.name
-    return changed
-
-
-def _of_format(number: Format, scheme: TensorScheme) -> dict[str, object]:
-    """What a scheme has to change for a format."""
-    changed: dict[str, object] = {}
-    if isinstance(number, LevelFormat | CodebookFormat):
-        # A list of levels has no zero point and no integers for a convention to differ in.
-        changed |= {"symmetric": True, "convention": "onnx", "narrow": None}
-    if isinstance(number, CodebookFormat):
-        changed |= {"objective": FITTED, "scale": "float"}
-        if scheme.mode == "dynamic" and not number.dynamic:
-            changed |= {"mode": "static", "granularity": "layer"}
-    elif scheme.mode == "dynamic" or (not number.scaled and scheme.goal.needs != ELEMENTS):
-        changed["objective"] = "minmax"
-    if number.beyond is None and scheme.overflow != "saturate":
-        changed["overflow"] = "saturate"
     return changed

@@ -681,6 +681,17 @@ def test_small_batches_are_counted_one_by_one() -> None:
     )
 
 
+def of_some_and_of_all(values: torch.Tensor) -> list[Any]:
+    """What a histogram knows that reads some of the values of each batch, and what one that reads all."""
+    found = []
+    for most in (MOST_READ, math.inf):
+        histogram = GrowingHistogram(1, most=most)
+        for part in values.split(1 << 18, 1):
+            histogram.add(part)
+        found.append(histogram.sample())
+    return found
+
+
 @pytest.mark.parametrize("kind", ["normal", "heavy tail", "relu"])
 @pytest.mark.parametrize("goal_name", ["mse", "percentile:99.99"])
 def test_a_range_from_some_values_is_as_good(goal_name: str, kind: str) -> None:
@@ -694,11 +705,8 @@ def test_a_range_from_some_values_is_as_good(goal_name: str, kind: str) -> None:
     for levels in (grid("int8"), grid("uint8", False), grid("int4")):
         levels = levels.settle(values.amin(1))
         errors = []
-        for most in (MOST_READ, math.inf):
-            histogram = GrowingHistogram(1, most=most)
-            for part in values.split(1 << 18, 1):
-                histogram.add(part)
-            params = levels.params(*goal(histogram.sample(), levels))
+        for sample in of_some_and_of_all(values):
+            params = levels.params(*goal(sample, levels))
             errors.append(oracles.mse(values[0].numpy(), *one(params)))
         assert errors[0] == pytest.approx(errors[1], rel=2e-3 if goal_name == "mse" else 3e-2)
 
@@ -717,12 +725,7 @@ def test_the_divergence_from_some_values_is_as_good(kind: str) -> None:
     goal = KL()
     for levels in (grid("int8"), grid("uint8", False), grid("int4")):
         levels = levels.settle(values.amin(1))
-        samples = []
-        for most in (MOST_READ, math.inf):
-            histogram = GrowingHistogram(1, most=most)
-            for part in values.split(1 << 18, 1):
-                histogram.add(part)
-            samples.append(histogram.sample())
+        samples = of_some_and_of_all(values)
         low, high = (torch.stack(ends, 1) for ends in zip(*(goal(s, levels) for s in samples), strict=True))
         flat = levels.params(low[0], high[0])
         params = replace(flat, scale=flat.scale[None], zero_point=flat.zero_point[None])
