@@ -21,7 +21,7 @@ from benchmarks.table import print_lines
 from explorer.sources import ZOO
 
 # ``peers`` is run only when it is named: it makes environments and installs other tools in them.
-MODULES = ("engine", "memory", "calibration", "sensitivity")
+MODULES = ("engine", "memory", "calibration", "sensitivity", "page")
 
 
 def main() -> None:

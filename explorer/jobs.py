@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import threading
 import time
@@ -16,6 +17,8 @@ import torch
 from explorer.errors import JobError
 
 log = logging.getLogger(__name__)
+# Seconds that work in the background rests for a hand after each of its movements, and at most between two results.
+QUIET, REST = 0.5, 5.0
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,29 @@ class Share:
 SHARE = Share()
 
 
+class Hand:
+    """A hand at work somewhere on this machine: jobs in the background rest between two partial results.
+
+    All pages share one process and its processors, and what a hand moves must be drawn while it moves.
+    """
+
+    def __init__(self) -> None:
+        self._until = -math.inf
+
+    def moves(self) -> None:
+        """Somebody has moved something a moment ago."""
+        self._until = time.monotonic() + QUIET
+
+    def wait(self, cancelled: Callable[[], bool]) -> None:
+        """Rest while it moves, for some seconds at most, or until ``cancelled``."""
+        end = time.monotonic() + REST
+        while time.monotonic() < min(self._until, end) and not cancelled():
+            time.sleep(0.02)
+
+
+HAND = Hand()
+
+
 @dataclass(eq=False)
 class Job:
     """One request: a generator of partial results and who wants to know of them."""
@@ -126,6 +152,7 @@ class Job:
     on_done: Callable[[], None]
     on_error: Callable[[Exception], None]
     measure: Callable[[Any], tuple[int, int]] | None = None
+    background: bool = False
     _gate: threading.Lock = field(default_factory=threading.Lock)
     _over: threading.Event = field(default_factory=threading.Event)
     _stopped: bool = False
@@ -194,6 +221,8 @@ class Job:
                     if self.measure is not None:
                         self._progress = pace.step(*self.measure(result))
                     self._call(self.on_result, result)
+                    if self.background:
+                        HAND.wait(lambda: self.cancelled)
                     SHARE.take()
             finally:
                 # A generator that is left in the middle ends here, in its own thread.
@@ -207,7 +236,7 @@ class Worker:
     """Runs one job at a time in a thread of its own.
 
     A newer request cancels the running one, which stops at its next partial result, and replaces one that
-    is still waiting.  Callbacks run in the worker's thread.
+    is still waiting.  Callbacks run in the worker's thread.  One in the ``background`` rests while a hand moves.
 
     >>> worker, seen = Worker("example"), []
     >>> job = worker.submit(lambda: iter([1, 2]), seen.append)
@@ -216,8 +245,8 @@ class Worker:
     >>> worker.close()
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, background: bool = False) -> None:
+        self.name, self.background = name, background
         self._wake = threading.Condition()
         self._waiting: Job | None = None
         self._running: Job | None = None
@@ -241,7 +270,7 @@ class Worker:
             on_error: called with what went wrong, instead.
             measure: reads how much is done, and of how much, off a partial result; for ``Job.progress``.
         """
-        job = Job(factory, on_result, on_done, on_error, measure)
+        job = Job(factory, on_result, on_done, on_error, measure, self.background)
         SHARE.learn()
         with self._wake:
             if self._closed:

@@ -13,7 +13,7 @@ import torch
 
 import explorer as qx
 from explorer.errors import JobError
-from explorer.jobs import SHARE, Pace, Progress, Worker
+from explorer.jobs import SHARE, Hand, Pace, Progress, Worker
 from tests.small import images, tiny
 
 SECONDS = 30
@@ -130,6 +130,76 @@ def test_a_generator_that_is_left_ends_at_once():
     go.set()
     assert ended.wait(SECONDS) and job.wait(SECONDS)
     worker.close()
+
+
+class StillHand(Hand):
+    """One whose clock is the test's: how long somebody has rested, and who asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_it = threading.Event()
+        self.rested: list[str] = []
+
+    def wait(self, cancelled) -> None:
+        self.rested.append(threading.current_thread().name)
+        while self.at_it.is_set() and not cancelled():
+            threading.Event().wait(0.001)
+
+
+def test_work_in_the_background_rests_while_a_hand_moves_and_what_the_hand_waits_for_does_not(monkeypatch):
+    hand = StillHand()
+    monkeypatch.setattr("explorer.jobs.HAND", hand)
+    hand.at_it.set()
+    patient, prompt = Worker("patient", background=True), Worker("prompt")
+    seen, first = [], threading.Event()
+    waiting = patient.submit(lambda: iter(range(3)), lambda n: (seen.append(n), first.set()))
+    assert first.wait(SECONDS)
+    assert prompt.submit(lambda: iter([7, 8]), seen.append).wait(SECONDS)
+    assert seen == [0, 7, 8] and hand.rested == ["patient"]
+    # A newer request does not wait for the hand either: the one that rests is over.
+    hand.rested.clear()
+    newer = patient.submit(lambda: iter([9]), seen.append)
+    assert waiting.wait(SECONDS) and waiting.cancelled and not newer.cancelled
+    hand.at_it.clear()
+    assert newer.wait(SECONDS) and seen == [0, 7, 8, 9]
+    patient.close()
+    prompt.close()
+
+
+def test_a_rest_ends_when_the_hand_does_and_never_lasts(monkeypatch):
+    from explorer import jobs
+
+    class Clock:
+        now = 100.0
+        slept = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        def sleep(self, seconds: float) -> None:
+            self.now += seconds
+            self.slept += seconds
+            if self.always:
+                hand.moves()
+
+        always = False
+
+    clock = Clock()
+    monkeypatch.setattr(jobs, "time", clock)
+    hand = jobs.Hand()
+    hand.wait(lambda: False)
+    assert clock.slept == 0
+    hand.moves()
+    hand.wait(lambda: False)
+    assert clock.slept == pytest.approx(jobs.QUIET, abs=0.05)
+    clock.slept, clock.always = 0.0, True
+    hand.moves()
+    hand.wait(lambda: False)
+    assert clock.slept == pytest.approx(jobs.REST, abs=0.05)
+    clock.slept = 0.0
+    hand.moves()
+    hand.wait(lambda: clock.slept > 0.1)
+    assert clock.slept == pytest.approx(0.1, abs=0.05)
 
 
 def test_nothing_that_a_job_does_ends_the_worker(caplog):

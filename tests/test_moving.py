@@ -78,6 +78,19 @@ def test_a_hand_that_rests_is_still_at_it_while_its_button_is_down() -> None:
             hand.press(True)
             assert not waits(0.0)
             hand.press(False)
+            # While it is on its way only its numbers follow; the recipe does when it rests.
+            session = hand.state.session
+            page.now += 60.0
+            hand.press(True)
+            before = session.recipe
+            hand.to(0.9)
+            assert session.recipe == before and hand.active
+            hand._to -= 2 * moving.REST
+            hand._scheduled = False
+            hand._edited = hand._to - 2 * moving.PATIENCE
+            hand._again()
+            assert hand.state.config.weight.objective == "clip:0.9"
+            hand.press(False)
             # A movement that is told before its button.
             page.now += 1.0
             hand.to(0.7)

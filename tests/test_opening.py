@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -39,3 +40,27 @@ def test_a_hand_that_is_quicker_than_the_history_is_its_last_step(tmp_path: Path
                 thread.join(30)
 
     asyncio.run(open_again())
+
+
+def test_a_connection_to_a_browser_sends_each_message_at_once() -> None:
+    runs = pytest.importorskip("explorer.views.runs")
+    from bokeh.protocol.exceptions import ProtocolError
+
+    class Connection:
+        current_user, selected_subprotocol = "somebody", "another"
+        _token = None
+        asked: ClassVar[list[bool]] = []
+
+        def set_nodelay(self, value: bool) -> None:
+            self.asked.append(value)
+
+        def close(self) -> None:
+            pass
+
+    runs.send_at_once()
+    opens = runs.WSHandler.open
+    runs.send_at_once()
+    assert runs.WSHandler.open is opens
+    with pytest.raises(ProtocolError):
+        opens(Connection())
+    assert Connection.asked == [True]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
+from functools import cache
 from html import escape
 from typing import Any
 
@@ -87,7 +89,7 @@ class Page:
         self.evaluator = Runner("evaluation", self.publisher)
         self.filler = Runner("estimates", self.publisher)
         self._filled, self._tall = False, False
-        self.reader = Runner("layers", self.publisher)
+        self.reader = Runner("layers", self.publisher, background=False)
         self.adder = Runner("additivity", self.publisher)
         self.offer = Offer(self.state)
         self.toolbar = Toolbar(self.state, self.offer)
@@ -403,6 +405,16 @@ def leave_a_core() -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
 
 
+@cache
+def spare_the_collector() -> None:
+    """Take what a server has loaded until now out of the garbage collector's rounds, once.
+
+    Modules and networks stay; each round through all of their objects would stop every page for half a second.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def browser_page(
     model: str = DEFAULT_MODEL, data: str | None = None, images: int | None = None, **options: Any
 ) -> Any:
@@ -412,6 +424,7 @@ def browser_page(
     try:
         recipe, project = options.pop("recipe", "w8a8"), options.pop("project", None)
         session = Session(subject=subject_of(model, data, **options), recipe=recipe, project=project)
+        spare_the_collector()
         location = pn.state.location
         return Page(session, images, location.search if location is not None else "", resume=True).view()
     except ExplorerError as error:

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
+from bokeh.models import ColumnDataSource, HoverTool, Range1d
 from bokeh.models.annotations import BoxAnnotation, Span
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from explorer.sources import Preprocess
 from explorer.study import Influence, Jackknife
 from explorer.study.jackknife import SETTLED
 from explorer.views import kit, theme
-from explorer.views.figures import columns, plain
+from explorer.views.figures import columns, plain, ticked
 from explorer.views.flips import data_uri, pixels
 from explorer.views.runs import Publisher
 from explorer.views.state import PageState
@@ -108,7 +108,7 @@ class CalibrationFigure:
         self.y_range.update(start=min(drawn) - room, end=max(drawn) + room)
         self.x_range.update(start=0.9 * float(j.counts[0]), end=1.35 * j.images)
         ticks = [2**power for power in range(int(np.log2(j.images)) + 1) if 2**power <= 0.7 * j.images]
-        self.figure.xaxis[0].ticker = FixedTicker(ticks=[*ticks, j.images], minor_ticks=[])
+        ticked(self.figure.xaxis[0], [*ticks, j.images])
 
 
 def _picture(influence: Influence, image: Tensor, preprocess: Preprocess | None) -> str:

@@ -7,12 +7,12 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, CustomJSTickFormatter, FixedTicker, HoverTool, Range1d
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
 from bokeh.plotting import figure
 
 from explorer.study import Channels
 from explorer.views import kit, theme
-from explorer.views.figures import columns, plain
+from explorer.views.figures import columns, plain, ticked
 from explorer.views.runs import Publisher
 from explorer.views.state import PageState
 from explorer.views.tensorview import TensorView
@@ -198,8 +198,9 @@ class ChannelFigure:
         # A place is the channel's number only where each has its own bar, in its own place.
         self.figure.xaxis[0].visible = self.order == "channel" and not joined
         if not self.log:
-            fresh = figure().yaxis[0]
-            axis.update(ticker=fresh.ticker, formatter=fresh.formatter)
+            if isinstance(axis.ticker, FixedTicker):
+                fresh = figure().yaxis[0]
+                axis.update(ticker=fresh.ticker, formatter=fresh.formatter)
             return
         lowest, highest = int(np.ceil(np.log10(unit))), int(np.floor(np.log10(max(reach, unit))))
         each = 1 + (highest - lowest) // 4
@@ -209,10 +210,7 @@ class ChannelFigure:
             f"const v = Math.sign(tick) * {unit!r} * (Math.pow(10, Math.abs(tick)) - 1);"
             "return v === 0 ? '0' : ('' + Number(v.toPrecision(2))).replace('-', '\\u2212')"
         )
-        axis.update(
-            ticker=FixedTicker(ticks=ticks.tolist(), minor_ticks=[]),
-            formatter=CustomJSTickFormatter(code=code),
-        )
+        ticked(axis, ticks.tolist(), code)
 
 
 def said(c: Channels) -> str:

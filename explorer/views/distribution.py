@@ -80,7 +80,7 @@ class Distribution(TensorView):
     def __init__(self, state: PageState, publisher: Publisher) -> None:
         super().__init__(state, publisher)
         self.plot = HistogramFigure(state.log, self._moved)
-        self.moving = Moving(state, publisher, self.say)
+        self.moving = Moving(state, publisher, self.say, self._measure, self._live)
         # Of the range as it was drawn last: its ends and the shares that it keeps.
         self._ends, self._shares = (0.0, 0.0), (1.0, 1.0)
         self.pane = kit.bokeh(self.plot.figure)
@@ -106,6 +106,14 @@ class Distribution(TensorView):
             self.moving.to(above or below or MOST)
         else:
             self.moving.to(below, above)
+
+    def _measure(self, layer: str, tensor: str, scheme: TensorScheme) -> Histogram:
+        return self.state.session.histogram(layer, tensor, scheme=scheme)
+
+    def _live(self, h: Histogram) -> None:
+        """Draw where the hand is, which is ahead of the recipe."""
+        if self.visible and self.moving.stands:
+            self.plot.update(h, self.plot.theirs, held=True)
 
     def _pressed(self, down: bool) -> None:
         self.moving.press(down)
@@ -133,7 +141,9 @@ class Distribution(TensorView):
         return edges
 
     def refresh(self) -> None:
-        if self.moving.active or self.moving.stands:
+        if self.moving.active:
+            return  # what is drawn is ahead of the recipe
+        if self.moving.stands:
             self._draw_again()
         else:
             super().refresh()

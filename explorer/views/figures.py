@@ -13,7 +13,6 @@ from bokeh.models import (
     CustomJSTickFormatter,
     FixedTicker,
     HoverTool,
-    NumeralTickFormatter,
     Range1d,
 )
 from bokeh.models.annotations import BoxAnnotation
@@ -30,6 +29,10 @@ COUNT = (
     "const n = Math.round(Math.pow(10, tick) - 1);"
     "return n >= 1e6 ? n / 1e6 + 'M' : n >= 1e3 ? n / 1e3 + 'k' : '' + n"
 )
+EVEN = (
+    "const short = n => '' + Number(n.toFixed(1));"
+    "return tick >= 1e6 ? short(tick / 1e6) + 'M' : tick >= 1e3 ? short(tick / 1e3) + 'k' : short(tick)"
+)
 # What lies under a click, by the column that names it.  Bokeh takes what is held for longer than 0.3 seconds for
 # another gesture than a tap, and so does it with a quick second click: to who clicks it is the same.  The count makes
 # a click on the same place another message.
@@ -44,6 +47,15 @@ for (const mark of marks) {
 }
 """
 CLICKS = ("tap", "pressup", "doubletap")
+# Both ends of a range may move at once, and are one movement.
+FOLLOW = """
+if (kept.follows) return
+kept.follows = true
+queueMicrotask(() => {
+  kept.follows = false
+  clips.data = {x: kept.visible ? [kept.left, kept.right] : []}
+})
+"""
 # How much of the height the strip of level marks takes, below zero.
 STRIP = 0.06
 
@@ -129,9 +141,24 @@ def rounds(top: float) -> list[float]:
 
 def counted(axis: Any, top: float, log: bool) -> None:
     """Ticks and labels of an axis of :func:`heights` up to ``top``."""
-    ticks = decades(top) if log else rounds(top)
-    form = CustomJSTickFormatter(code=COUNT) if log else NumeralTickFormatter(format="0.[0]a")
-    axis.update(ticker=FixedTicker(ticks=ticks, minor_ticks=[]), formatter=form)
+    ticked(axis, decades(top) if log else rounds(top), COUNT if log else EVEN)
+
+
+def ticked(axis: Any, ticks: Sequence[float], code: str | None = None) -> None:
+    """Ticks of an axis, and JavaScript that writes their labels.
+
+    An axis that has a ticker and a formatter keeps them: for another model Bokeh walks through the whole page.
+    """
+    if isinstance(axis.ticker, FixedTicker):
+        axis.ticker.ticks = list(ticks)
+    else:
+        axis.ticker = FixedTicker(ticks=list(ticks), minor_ticks=[])
+    if code is None:
+        return
+    if isinstance(axis.formatter, CustomJSTickFormatter):
+        axis.formatter.code = code
+    else:
+        axis.formatter = CustomJSTickFormatter(code=code)
 
 
 def steps(edges: np.ndarray, tops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -260,37 +287,36 @@ class HistogramFigure:
             self.update(self.shown, self.theirs)
 
     def _follow(self) -> None:
-        code = "clips.data = {x: kept.visible ? [kept.left, kept.right] : []}"
-        follow = CustomJS(args={"kept": self.kept, "clips": self.clips}, code=code)
+        follow = CustomJS(args={"kept": self.kept, "clips": self.clips}, code=FOLLOW)
         for edge in ("left", "right"):
             self.kept.js_on_change(edge, follow)
-            self.kept.on_change(edge, lambda _a, _o, _n: self._dragged())
+        self.clips.on_change("data", lambda _a, _o, new: self._dragged(list(new["x"])))
 
-    def _dragged(self) -> None:
-        low, high = self.kept.left, self.kept.right
-        if self._moved is None or self._quiet:
-            return
-        if isinstance(low, int | float) and isinstance(high, int | float):
-            self._moved(float(low), float(high))
+    def _dragged(self, ends: list[float]) -> None:
+        if self._moved is not None and not self._quiet and len(ends) == 2:
+            self._moved(float(ends[0]), float(ends[1]))
 
     def update(self, h: Histogram, theirs: Histogram | None = None, held: bool = False) -> None:
         """Draw another histogram, and levels and range of ``theirs`` over it.
 
-        While a hand has ``held`` of the range its edges stay in the hand, and no axis moves away under it.
+        While a hand has ``held`` of the range its edges stay in the hand, and no axis moves away under it; only what
+        it moves is drawn anew.
         """
         self.shown, self.theirs = h, theirs
         before, after = heights(h.counts, self.log), heights(h.quantized_counts, self.log)
         top = 1.08 * max(float(before.max(initial=0)), float(after.max(initial=0)), 1e-9)
-        self.bars.data = columns(
-            left=h.edges[:-1], right=h.edges[1:], top=before, count=h.counts, after=h.quantized_counts
-        )
+        if not held:
+            self.bars.data = columns(
+                left=h.edges[:-1], right=h.edges[1:], top=before, count=h.counts, after=h.quantized_counts
+            )
         x, y = steps(h.edges, after)
         self.outline.data = columns(x=x, y=y)
         if held:
             top = max(top, self._top)
         self._top = top
         self._levels(h, top)
-        self._theirs(theirs, top)
+        if not held:
+            self._theirs(theirs, top)
         self.y_range.update(start=-STRIP * top, end=top)
         counted(self.figure.yaxis[0], top / 1.08, self.log)
         if not held:

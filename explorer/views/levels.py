@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d
+from bokeh.models import ColumnDataSource, HoverTool, Range1d
 
 from explorer.study import NumberLine, Rival
 from explorer.views import theme
-from explorer.views.figures import CROWD, clickable, columns, counted, heights, plain, thinned
+from explorer.views.figures import CROWD, clickable, columns, counted, heights, plain, thinned, ticked
 from explorer.views.text import decibels, number, percent
 
 # How much of the height error takes below the line, and the marks of the levels on it, as shares of the counts.
@@ -220,9 +220,9 @@ class RivalsFigure:
         }
         self.x_range.update(start=low, end=far)
         self.y_range.update(start=count - 0.5, end=-1.5)
-        self.figure.xaxis[0].ticker = FixedTicker(ticks=[0.0, *([high] if count else [])], minor_ticks=[])
+        ticked(self.figure.xaxis[0], [0.0, *([high] if count else [])])
         self.figure.xaxis[0].major_label_overrides = {high: number(high)}
-        self.figure.yaxis[0].ticker = FixedTicker(ticks=list(range(count)), minor_ticks=[])
+        ticked(self.figure.yaxis[0], list(range(count)))
         self.figure.yaxis[0].major_label_overrides = {row: _name(rival) for row, rival in enumerate(found)}
         # Where there is less room it is scrolled, not squeezed.
         high = ROW * (count + 1) + 26

@@ -6,9 +6,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from explorer.calibrate import Clip
-from explorer.study import Effect
+from explorer.jobs import HAND
+from explorer.recipe import TensorScheme
+from explorer.study import Effect, Histogram
 from explorer.views.runs import Publisher, Runner
 from explorer.views.state import PageState
 from explorer.views.text import decibels, percent, sentence
@@ -17,7 +20,7 @@ from explorer.views.text import decibels, percent, sentence
 LEAST, MOST = 0.02, 1.0
 # Seconds: between two edits, until an edit no longer waits for the estimate of the one before, and until what
 # follows is another movement.
-BETWEEN, PATIENCE, PAUSE = 0.15, 1.0, 1.0
+BETWEEN, REST, PATIENCE, PAUSE = 0.15, 0.15, 1.0, 1.0
 # Calibration images of the layer's output.
 IMAGES = 32
 
@@ -33,18 +36,28 @@ class Moving:
         state: of the page.
         publisher: where results go.
         say: shows the numbers in words.
+        measure: a tensor of a layer under a scheme, with its SQNR and clipped share; None takes the session's.
+        draw: shows more of what was measured.
     """
 
-    def __init__(self, state: PageState, publisher: Publisher, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        state: PageState,
+        publisher: Publisher,
+        say: Callable[[str], None],
+        measure: Callable[[str, str, TensorScheme], Effect | Histogram] | None = None,
+        draw: Callable[[Any], None] | None = None,
+    ) -> None:
         self.state, self.publisher, self.say = state, publisher, say
-        self.near, self.far = Runner("moving", publisher), Runner("output", publisher)
+        self.measure, self.draw = measure or state.session.effect, draw
+        self.near, self.far = Runner("moving", publisher, background=False), Runner("output", publisher)
         self._wish: Clip | None = None
         self._measured: Clip | None = None
         self._busy = self._scheduled = self._editing = False
         # By the page's own clock.
         self._moved = self._released = -math.inf
         self._held = False
-        self._edited = 0.0
+        self._to = self._edited = -math.inf
         self._between = BETWEEN
         self._movement = self._revision = 0
         self._effect = self._output = ""
@@ -76,6 +89,8 @@ class Moving:
             self._output = ""
             self._revision = self.state.session.revision
         self._moved = self.publisher.clock()
+        self._to = time.monotonic()
+        HAND.moves()
         shares = [round(min(max(share, LEAST), MOST), 3) for share in (low, low if high is None else high)]
         self._wish = Clip(*shares)
         if not self._busy:
@@ -89,10 +104,12 @@ class Moving:
         scheme = replace(getattr(state.config, tensor), objective=wish.name)
         self._busy, self._measured = True, wish
 
-        def steps() -> Iterator[Effect]:
-            yield state.session.effect(layer, tensor, scheme)
+        def steps() -> Iterator[Effect | Histogram]:
+            yield self.measure(layer, tensor, scheme)
 
-        def show(found: Effect) -> None:
+        def show(found: Effect | Histogram) -> None:
+            if self.draw is not None:
+                self.draw(found)
             share = " and ".join(f"{share:g}" for share in dict.fromkeys(wish.shares))
             self._effect = (
                 f"kept <b>{share}</b> of the range · clipped <b>{percent(found.clipped_fraction, 3)}</b> · "
@@ -119,8 +136,10 @@ class Moving:
         wish, state, now = self._wish, self.state, time.monotonic()
         if self._scheduled or wish is None:
             return
+        # An edit is felt all over the page, a hand on its way everywhere.
+        travels = self._held and now - self._to < REST
         behind = state.evaluation_revision != state.session.revision and now - self._edited < PATIENCE
-        if behind or now - self._edited < self._between:
+        if travels or behind or now - self._edited < self._between:
             self._scheduled = True
             self.publisher.after(BETWEEN, self._again)
             return

@@ -45,7 +45,7 @@ class TensorView(ABC):
 
     def __init__(self, state: PageState, publisher: Publisher) -> None:
         self.state, self.publisher = state, publisher
-        self.runner = Runner(type(self).__name__.lower(), publisher)
+        self.runner = Runner(type(self).__name__.lower(), publisher, background=False)
         self.caption = kit.html(css=CSS, min_height=52)
         self.visible = False
         state.param.watch(lambda *_: self._changed(), ["layer", "tensor", "revision"])

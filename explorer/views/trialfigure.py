@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d
+from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d
 from bokeh.models.annotations import Span
 
 from explorer.recipe import Recipe
 from explorer.study import Outcome, Trial
 from explorer.study.trials import COSTS, front
 from explorer.views import theme
-from explorer.views.figures import clickable, plain
+from explorer.views.figures import clickable, plain, ticked
 from explorer.views.text import kilobytes, large, percent, points
 
 SIZE, BOPS = COSTS
@@ -128,6 +128,7 @@ class TrialsFigure:
             HoverTool(renderers=[squares], tooltips=[("", "@title")]),
         )
         plot.yaxis[0].formatter = NumeralTickFormatter(format="0.[00]")
+        plot.xaxis[0].formatter = NumeralTickFormatter()
         self.clicks = clickable(plot, [dots], "digest", self._take)
 
     def update(
@@ -193,12 +194,10 @@ class TrialsFigure:
         if xs:
             low, high = min(xs) / 1.25, max(xs) * 1.25
             self.x_range.update(start=low, end=high)
-            self.figure.xaxis[0].ticker = FixedTicker(ticks=ticks(low, high), minor_ticks=[])
+            ticked(self.figure.xaxis[0], ticks(low, high))
             room = 0.08 * ((max(ys) - min(ys)) or 1.0)
             # A name stands above its point.
             self.y_range.update(start=min(ys) - room, end=max(ys) + 2 * room)
         self.figure.xaxis[0].axis_label = COST_AXES[across]
-        self.figure.xaxis[0].formatter = NumeralTickFormatter(
-            format="0.[0] a" if ACROSS[across] == BOPS else "0,0.[0]"
-        )
+        self.figure.xaxis[0].formatter.format = "0.[0] a" if ACROSS[across] == BOPS else "0,0.[0]"
         self.figure.yaxis[0].axis_label = "top-1, %" if up == TOP1 else "points to float"
