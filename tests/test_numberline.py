@@ -42,7 +42,8 @@ def session() -> qx.Session:
 def test_masses_and_errors_add_up(scheme, name):
     """All elements are somewhere, and all error belongs to a level, to a bin, and to clipping or rounding."""
     plain = TENSORS[name]
-    whole = number_line(of(scheme, name))
+    tensor = of(scheme, name)
+    whole = number_line(tensor)
     sums = ErrorSums.of(plain, qx.fake_quantize(plain, scheme))
     assert whole.elements == whole.mass.sum() == whole.counts.sum() == plain.numel()
     assert whole.error == pytest.approx(sums.noise, rel=1e-5, abs=1e-30)
@@ -51,7 +52,7 @@ def test_masses_and_errors_add_up(scheme, name):
     assert whole.used + whole.unused == len(whole.levels)
     assert (np.diff(whole.levels) > 0).all()
     if whole.groups > 1:
-        parts = [number_line(of(scheme, name), group) for group in range(whole.groups)]
+        parts = [number_line(tensor, group) for group in range(whole.groups)]
         assert sum(part.elements for part in parts) == whole.elements
         assert sum(part.clipped for part in parts) == whole.clipped
         assert sum(part.error for part in parts) == pytest.approx(whole.error, rel=1e-6, abs=1e-30)

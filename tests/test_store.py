@@ -349,8 +349,7 @@ def evaluating(folder: Path, how: str) -> subprocess.Popen[str]:
 
 def test_a_killed_process_leaves_a_folder_that_serves(tmp_path: Path) -> None:
     """Killed in the middle of writing; the next finds what was whole, and gives the same numbers."""
-    fresh, _ = evaluating(tmp_path / "fresh", "fast").communicate(timeout=120)
-    victim = evaluating(tmp_path / "store", "slowly")
+    undisturbed, victim = evaluating(tmp_path / "fresh", "fast"), evaluating(tmp_path / "store", "slowly")
     assert victim.stdout is not None
     for _ in range(4):
         assert "written" in victim.stdout.readline()
@@ -358,6 +357,7 @@ def test_a_killed_process_leaves_a_folder_that_serves(tmp_path: Path) -> None:
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     assert victim.returncode == -signal.SIGKILL
+    fresh, _ = undisturbed.communicate(timeout=120)
     found, told = evaluating(tmp_path / "store", "fast").communicate(timeout=120)
     assert found == fresh and "damaged" not in told
     assert int(told.split("read")[-1]) > 0

@@ -54,8 +54,8 @@ class Drawn(pn.custom.JSComponent):
     was duplicated asks its original and gets one of its own.  ``again`` says that the address is the one that this
     tab had written: the page was loaded again.
 
-    It also gives screen readers what the kits leave out: names of progress bars, the role of the marks that hold a
-    menu's help, and rows that are children of their table.
+    It also gives screen readers what the kits leave out: names of progress bars and of fields for numbers with their
+    buttons, the role of the marks that hold a menu's help, and rows that are children of their table.
     """
 
     ready = param.Boolean(default=False)
@@ -65,6 +65,12 @@ class Drawn(pn.custom.JSComponent):
     const GIVEN = {
       "[role=progressbar]:not([aria-label])": one => one.setAttribute("aria-label", "progress"),
       "span[aria-label]:not([role])": one => one.setAttribute("role", "img"),
+      ".MuiTextField-root input:not([id])": one => {
+        const label = one.closest(".MuiTextField-root").querySelector("label")
+        if (label) one.setAttribute("aria-label", label.textContent)
+      },
+      ".MuiInputAdornment-positionStart > button:not([aria-label])": one => one.setAttribute("aria-label", "less"),
+      ".MuiInputAdornment-positionEnd > button:not([aria-label])": one => one.setAttribute("aria-label", "more"),
       ".tabulator-tableholder:not([role])": one => one.setAttribute("role", "rowgroup"),
       ".tabulator-tableholder > .tabulator-table": one => one.setAttribute("role", "presentation"),
     }
@@ -75,13 +81,15 @@ class Drawn(pn.custom.JSComponent):
     }
 
     export function render({ model, view }) {
-      let waiting = 0
+      const waiting = []
+      const named = () => {
+        const top = view.root?.el
+        for (const root of [top, top?.shadowRoot]) if (root) give(root)
+      }
+      // Once what is shown at once is there, and once more for what has to be computed.
       const soon = () => {
-        clearTimeout(waiting)
-        waiting = setTimeout(() => {
-          const top = view.root?.el
-          for (const root of [top, top?.shadowRoot]) if (root) give(root)
-        }, 400)
+        waiting.splice(0).forEach(clearTimeout)
+        for (const time of [400, 3000]) waiting.push(setTimeout(named, time))
       }
       // What comes into sight later comes after a press.
       for (const name of ["click", "keyup"]) document.addEventListener(name, soon, true)

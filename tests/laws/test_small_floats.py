@@ -19,6 +19,7 @@ from explorer.formats.levels import SmallFloat
 from explorer.recipe import Recipe, TensorScheme
 from explorer.study import histogram_of
 from explorer.study.metrics import ErrorSums
+from explorer.subject import Subject
 from explorer.tensor import fake_quantize, quantize
 
 DTYPES: dict[str, Any] = {
@@ -238,6 +239,11 @@ def test_a_histogram_leaves_infinity_out_and_says_so() -> None:
     assert found.infinite_fraction == 0 and found.sqnr_db == math.inf
 
 
+@pytest.fixture(scope="module")
+def lenet() -> Subject:
+    return qx.Session(model="fashion-lenet5", calibration_images=8).subject
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_network_with_infinite_weights_is_answered_or_told() -> None:
     """Layers and their own outputs have an SQNR of minus infinity; class scores that are none end in a sentence."""
@@ -257,9 +263,11 @@ def test_a_network_with_infinite_weights_is_answered_or_told() -> None:
 @pytest.mark.parametrize(
     ("measure", "value"), [("kl", math.inf), ("loss", math.inf), ("sqnr", -math.inf), ("top1", math.nan)]
 )
-def test_a_row_that_overflows_leaves_the_others_alone(method: str, measure: str, value: float) -> None:
+def test_a_row_that_overflows_leaves_the_others_alone(
+    lenet: Subject, method: str, measure: str, value: float
+) -> None:
     fine = Recipe.preset("mxfp8")
-    session = qx.Session(model="fashion-lenet5", calibration_images=8, recipe=fine)
+    session = qx.Session(subject=lenet, recipe=fine)
     expected = session.sensitivity("recipe", measure, method, images=40).set_index("layer")
     session.recipe = fine.with_layer("conv1", weight={"overflow": "infinity"})
     found = session.sensitivity("recipe", measure, method, images=40).set_index("layer")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -126,8 +128,22 @@ def chromium() -> Iterator[object]:
         browser.close()
 
 
+def keep(pages: list[object], name: str) -> None:
+    """Pictures of the pages as a test has left them, in the folder that the variable SCREENSHOTS names."""
+    folder = os.environ.get("SCREENSHOTS")
+    if not folder:
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    plain = re.sub(r"[^\w-]+", "-", name).strip("-")
+    for number, page in enumerate(page for page in pages if not page.is_closed()):
+        # A page that cannot be drawn any more has failed its test already.
+        with contextlib.suppress(playwright.Error):
+            path = Path(folder) / f"{plain}-{number}.jpg"
+            page.screenshot(path=path, type="jpeg", quality=70, timeout=LONG / 9)
+
+
 @pytest.fixture
-def new_page(chromium: object) -> Iterator[Callable[[], object]]:
+def new_page(chromium: object, request: pytest.FixtureRequest) -> Iterator[Callable[[], object]]:
     """Open pages of separate sessions; afterwards none may have failed or asked another host."""
     pages, outside, errors = [], [], []
 
@@ -146,6 +162,7 @@ def new_page(chromium: object) -> Iterator[Callable[[], object]]:
         return page
 
     yield open_page
+    keep(pages, request.node.name)
     for page in pages:
         page.close()
     assert not outside, f"other hosts were asked: {outside[:5]}"

@@ -48,6 +48,10 @@ def test_nothing_serious_in_light_and_dark(open_page: Callable[[], Any]) -> None
     page.get_by_role("button", name="Flips", exact=True).click()
     expect(page.locator("tr.present")).to_be_visible()
     assert settled(page) == []
+    page.get_by_role("button", name="Number line", exact=True).click()
+    page.get_by_role("button", name="one group", exact=True).click()
+    expect(page.get_by_label("group", exact=True)).to_be_visible()
+    assert settled(page) == []
     card = page.locator(".card").first
     light = card.evaluate("one => getComputedStyle(one).backgroundColor")
     page.get_by_role("button", name="theme").click()
