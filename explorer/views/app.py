@@ -55,6 +55,10 @@ CAUSES, DEPTH, NOTES = "Diagnosis", "Depth", "Notes"
 HISTORY = "History"
 # Of the bar's parts the names give way first.
 GIVING_WAY = ":host { min-width: 0; flex: 1 1 0; }"
+NAME = """
+:host, :host > div { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+@media (max-width: 900px) { :host { max-width: 120px !important; } }
+"""
 # When an evaluation ends: the width of the interval of the difference to float, as a share.
 STOPS = {
     "all images": None,
@@ -221,8 +225,7 @@ class Page:
 
     def _name(self) -> Any:
         text = f"{escape(self.session.model_name)} · {escape(self.session.data_name)}"
-        css = theme.LABEL + ":host { white-space: nowrap; overflow: hidden; }"
-        return kit.html(text, css=css, height=18, styles={"margin-left": "14px"})
+        return kit.html(text, css=theme.LABEL + NAME, height=18, styles={"margin-left": "14px"})
 
     def _material(self) -> Material:
         """What files are made of: what the page shows now, and which parts of it are of another recipe."""

@@ -33,8 +33,8 @@ TITLES = {
     "size": "kB", "op": "op",
 }  # fmt: skip
 WIDTHS = {
-    "mark": 24, "at": 26, "name": 108, "w_format": 58, "w_grain": 78, "w_goal": 60, "w_sym": 30, "sqnr": 52, "sens": 62,
-    "a_format": 56, "a_mode": 54, "size": 46, "op": 50,
+    "mark": 24, "at": 24, "name": 98, "w_format": 53, "w_grain": 66, "w_goal": 57, "w_sym": 30, "sqnr": 50, "sens": 58,
+    "a_format": 50, "a_mode": 45, "size": 38, "op": 44,
 }  # fmt: skip
 TIPS = {
     "mark": "marked layers are edited together in the inspector",
