@@ -9,24 +9,25 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.table import Line
+from tests.browsing import FLAGS, KEPT, free_port, wait_until_up
 
 # Positions of a drag, and the seconds between two of them.
 POSITIONS, BETWEEN = 90, 1 / 30
 # Milliseconds within which the figure is to follow, at the 95th percentile: alone, and beside another session.
 ALONE, BESIDE = 100, 200
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 SERVE = "from explorer.views.app import serve; serve({model!r}, port={port}, show=False, images={images})"
 SECONDS = 120
 
@@ -55,45 +56,22 @@ WATCH = """() => {
         window.fresh = false
     }
 }"""
-RANGE = """() => {
-    const found = []
-    const walk = view => {
-        const kept = view.frame && view.model.center.find(model => model.inverted)
-        if (kept) {
-            const box = view.el.getBoundingClientRect(), inner = view.frame.bbox, at = view.frame.x_scale
-            found.push({y: box.top + (inner.top + inner.bottom) / 2, zero: box.left + at.compute(0),
-                        high: box.left + at.compute(kept.right)})
-        }
-        for (const child of view.child_views || []) walk(child)
-    }
-    for (const view of Bokeh.index.roots || Object.values(Bokeh.index)) walk(view)
-    return found[0]
-}"""
 
 
 @contextmanager
 def serving(model: str, images: int) -> Iterator[str]:
     """The page of a network in a process of its own; gives its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     url = f"http://127.0.0.1:{port}/"
     command = [sys.executable, "-c", SERVE.format(model=model, port=port, images=images)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + SECONDS
-        while True:
-            try:
-                urllib.request.urlopen(url, timeout=SECONDS).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"The page of {model} does not come up.") from None
-                time.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
+    with tempfile.NamedTemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_until_up(url, process, Path(log.name))
+            yield url
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def opened(browser: Any, url: str) -> Any:
@@ -113,10 +91,10 @@ def drag(page: Any) -> np.ndarray:
     The levels reach in proportion to the range, and the range only shrinks: the first drawing that reaches no farther
     than a position has taken it, or a later one, into account.
     """
-    place, before = page.evaluate(RANGE), None
+    place, before = page.evaluate(KEPT), None
     while place != before:
         page.wait_for_timeout(500)
-        place, before = page.evaluate(RANGE), place
+        place, before = page.evaluate(KEPT), place
     page.evaluate(WATCH)
     page.mouse.move(place["high"], place["y"])
     page.mouse.down()
@@ -132,7 +110,7 @@ def drag(page: Any) -> np.ndarray:
     page.mouse.up()
     if not len(drawn):
         raise RuntimeError(
-            f"Nothing was drawn for {len(moves)} positions, from {place} to {page.evaluate(RANGE)}."
+            f"Nothing was drawn for {len(moves)} positions, from {place} to {page.evaluate(KEPT)}."
         )
     ratio = drawn[-1, 1] / moves[-1, 1]
     # Shares of the range have three digits.
@@ -142,7 +120,7 @@ def drag(page: Any) -> np.ndarray:
 
 
 def measured(page: Any, name: str, bound: int, beside: str) -> Iterator[Line]:
-    """Drags in the first and in the largest of the layers."""
+    """Drags in the first and in the last of the layers."""
     rows = page.locator(".tabulator-row")
     for place in (0, rows.count() - 1):
         rows.nth(place).locator('[tabulator-field="name"]').click()
@@ -179,9 +157,11 @@ def lines(options: argparse.Namespace) -> Iterator[Line]:
                 other.get_by_role("combobox", name="method").click()
                 other.get_by_role("menuitem", name="exact", exact=True).click()
                 other.get_by_role("button", name="Measure").click()
-                yield from measured(page, name, BESIDE, "another session measures")
-                busy = other.get_by_role("button", name="Cancel").first.is_enabled()
-                yield Line(f"{name}: the other was at it to the end", "yes" if busy else "no")
+                stop = other.get_by_role("button", name="Stop")
+                stop.wait_for()
+                for line in measured(page, name, BESIDE, "another session measures"):
+                    still = "still at it" if stop.is_visible() else "done by the end"
+                    yield replace(line, note=f"{line.note}; the other is {still}")
                 other.close()
                 page.close()
         browser.close()

@@ -16,13 +16,13 @@ def parsed(what: str, parse: Callable[[], T]) -> T:
     """What ``parse`` makes of a text.
 
     Args:
-        what: the text is, as in "The recipe".
+        what: the text is, with its verb, as in "The recipe is".
         parse: reads it by PyYAML.
 
     Raises:
         RecipeError: when it is no YAML, with the line and column where they are known.
 
-    >>> parsed("The recipe", lambda: yaml.safe_load("a: [1"))
+    >>> parsed("The recipe is", lambda: yaml.safe_load("a: [1"))
     Traceback (most recent call last):
     ...
     explorer.errors.RecipeError: The recipe is not YAML: line 1, column 6: expected ',' or ']', but got '<stream end>'.
@@ -36,4 +36,4 @@ def parsed(what: str, parse: Callable[[], T]) -> T:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise RecipeError(f"{what} is not YAML: {where}{' '.join(problem.split())}.") from None
+        raise RecipeError(f"{what} not YAML: {where}{' '.join(problem.split())}.") from None

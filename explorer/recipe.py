@@ -365,7 +365,7 @@ class Recipe:
             _check_events(text)
             return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
 
-        data, node = parsed("The recipe", parse)
+        data, node = parsed("The recipe is", parse)
         return _from_data(data, _marks(node))
 
     @staticmethod

@@ -133,7 +133,7 @@ def test_a_generator_that_is_left_ends_at_once():
 
 
 class StillHand(Hand):
-    """One whose clock is the test's: how long somebody has rested, and who asked to."""
+    """One that is at it for as long as the test says, and notes who rests."""
 
     def __init__(self) -> None:
         super().__init__()

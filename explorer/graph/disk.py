@@ -114,7 +114,7 @@ class Disk:
         try:
             data = self._path(pack).read_bytes()
             records = _records(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            tensors = safetensors.torch.load(data)
+            tensors = safetensors.torch.load(data)  # no code in it; each entry is checked by its digest below
             for name, record in records.items():
                 value = tensors[name] if "values" not in record else self._number(record)
                 if _check(name, value, record["seconds"]) != record["digest"]:
@@ -122,9 +122,7 @@ class Disk:
                 found[name] = value, float(record["seconds"])
         except FileNotFoundError:
             self._forget(pack)  # another process made room
-        except (
-            Exception
-        ) as error:  # what damage raises is anybody's guess; the entry is dropped with a warning
+        except Exception as error:  # what damage raises is anybody's guess; it is told, and the pack goes
             self._damaged(pack, error)
         return found
 

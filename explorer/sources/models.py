@@ -90,7 +90,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except FileNotFoundError as problem:
         names = [entry.name for entry in file.parent.glob("*") if entry.suffix in CHECKPOINT_SUFFIXES]
         raise CheckpointError(f"There is no checkpoint {path}.{nearest(file.name, names)}") from problem
-    except pickle.UnpicklingError as problem:
+    except pickle.UnpicklingError as problem:  # raised instead of running what is not tensors
         if "weights only" not in str(problem).lower():
             raise CheckpointError(f"The checkpoint {path} is damaged: {describe(problem)}.") from problem
         raise CheckpointError(

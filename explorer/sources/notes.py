@@ -110,7 +110,7 @@ class Notes:
             raise RecipeError(
                 f"Notes of {len(text):,} characters are too long; {LONGEST_FILE:,} are read at most."
             )
-        return Notes.from_dict(parsed("The file of notes", lambda: yaml.safe_load(text)))
+        return Notes.from_dict(parsed("The notes are", lambda: yaml.safe_load(text)))
 
 
 def load_notes(path: str) -> Notes:

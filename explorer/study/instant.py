@@ -223,7 +223,7 @@ def _tangent(sweep: Sweep, examples: Examples, seed: int) -> _Tangent | None:
             torch.autograd.grad(result, [values[n] for n in nodes], d, retain_graph=True, allow_unused=True)
             for d in directions.values()
         ]
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError):  # of autograd: an operator on the way has no gradient
         return None
     scores: dict[int, Scores] = {}
     energies: dict[int, np.ndarray] = {}

@@ -18,8 +18,8 @@ from explorer.views.text import decibels, percent, sentence
 
 # The least and the largest share of the full range that can be taken hold of.
 LEAST, MOST = 0.02, 1.0
-# Seconds: between two edits, until an edit no longer waits for the estimate of the one before, and until what
-# follows is another movement.
+# Seconds: between two edits, until a hand rests, until an edit no longer waits for the estimate of the one before, and
+# until what follows is another movement.
 BETWEEN, REST, PATIENCE, PAUSE = 0.15, 0.15, 1.0, 1.0
 # Calibration images of the layer's output.
 IMAGES = 32
@@ -29,8 +29,8 @@ class Moving:
     """Follows a range that a hand moves.
 
     SQNR and clipped share of the tensor are measured for one position after the other, always the latest.  The
-    recipe takes up a position when the one before has its first estimate of accuracy, or after a second; all
-    positions of one movement are one step of history.
+    recipe takes up a position when a hand that holds it rests, and when the position before has its first estimate
+    of accuracy, or after a second; all positions of one movement are one step of history.
 
     Args:
         state: of the page.

@@ -87,13 +87,13 @@ class NumberLineView(TensorView):
         session, layer, tensor, scheme = self.state.session, self.state.layer, self.state.tensor, self.scheme
         of = (layer, tensor, scheme.granularity)
         # Of another tensor another group is the interesting one: the widest, which is known when all are looked at.
-        wanted = None if self.which.value != ONE else 0 if self.group is None else self.group.value or 0
+        one, number = self.which.value == ONE, (self.group.value or 0) if self.group is not None else 0
         fresh = of != self._of
 
         def steps() -> Iterator[Shown]:
             line = session.number_line(layer, tensor, scheme, bins=BINS)
-            if wanted is not None and line.groups > 1:
-                group = line.widest if fresh else min(wanted, line.groups - 1)
+            if one and line.groups > 1:
+                group = line.widest if fresh else min(number, line.groups - 1)
                 line = session.number_line(layer, tensor, scheme, group, BINS)
             yield line, (), False
             found: tuple[Rival, ...] = ()

@@ -167,8 +167,9 @@ class ObjectiveView(TensorView):
         state.param.watch(lambda *_: self._edited(), "revision")
 
     def _drag(self, share: float) -> None:
-        self._echoes.give(self.slider, min(max(share, LEAST), MOST))
-        self._put(share, slider=True)
+        share = min(max(share, LEAST), MOST)
+        self._echoes.give(self.slider, share)
+        self._put(share)
         self.moving.to(share)
 
     def _slid(self, event: Any) -> None:

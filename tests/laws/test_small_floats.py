@@ -245,9 +245,9 @@ def lenet() -> Subject:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_network_with_infinite_weights_is_answered_or_told() -> None:
+def test_a_network_with_infinite_weights_is_answered_or_told(lenet: Subject) -> None:
     """Layers and their own outputs have an SQNR of minus infinity; class scores that are none end in a sentence."""
-    session = qx.Session(model="fashion-lenet5", calibration_images=8)
+    session = qx.Session(subject=lenet)
     session.recipe = Recipe.preset("mxfp8").with_layer("conv1", weight={"overflow": "infinity"})
     table = session.layers().set_index("name")["weight_sqnr_db"]
     assert table["conv1"] == -math.inf and table["ip2"] > 20

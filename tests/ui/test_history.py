@@ -24,8 +24,9 @@ from explorer.recipe import Recipe
 from explorer.study import Outcome, Trial
 from explorer.views.historyview import row
 from explorer.views.trialfigure import ACROSS, UP, TrialsFigure
+from tests.browsing import free_port, wait_until_up
 
-from .conftest import ROOT, environment, free_port, wait_until_up
+from .conftest import ROOT, environment
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=30_000)

@@ -15,7 +15,9 @@ pytest.importorskip("jupyterlab")
 
 from playwright.sync_api import expect
 
-from .conftest import LONG, ROOT, free_port
+from tests.browsing import free_port
+
+from .conftest import LONG, ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.notebook]
 

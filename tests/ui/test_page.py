@@ -24,8 +24,9 @@ from explorer.views.app import STOPS
 from explorer.views.maps import HATCH
 from explorer.views.state import PageState
 from explorer.views.table import LayerTable
+from tests.browsing import KEPT, free_port
 
-from .conftest import LONG, free_port
+from .conftest import LONG
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=30_000)
@@ -444,23 +445,6 @@ def test_a_range_is_dragged_and_everything_follows(open_page: Callable[[], Any])
     expect(slider).to_have_value("1")
     slider.press("ArrowLeft")
     expect(cell(page, 1, "w_goal")).to_have_text("clip:0.995")
-
-
-KEPT = """() => {
-    const found = []
-    const walk = view => {
-        const kept = view.frame && view.model.center.find(model => model.inverted)
-        if (kept) {
-            const box = view.el.getBoundingClientRect(), inner = view.frame.bbox, at = view.frame.x_scale
-            const place = value => box.left + at.compute(value)
-            found.push({y: box.top + (inner.top + inner.bottom) / 2, low: place(kept.left), zero: place(0),
-                        high: place(kept.right), left: kept.left, right: kept.right, edges: kept.resizable})
-        }
-        for (const child of view.child_views || []) walk(child)
-    }
-    for (const view of Bokeh.index.roots || Object.values(Bokeh.index)) walk(view)
-    return found[0]
-}"""
 
 
 def test_the_ends_of_a_range_are_dragged_in_the_histogram(open_page: Callable[[], Any]) -> None:

@@ -46,7 +46,7 @@ def read_state(content: bytes, name: str) -> Contents:
                 # That tensors of torch's quantized types will go one day is no news to who has a file of them.
                 warnings.simplefilter("ignore", UserWarning)
                 state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as problem:
+    except pickle.UnpicklingError as problem:  # raised instead of running what is not tensors
         if "weights only" in str(problem).lower():
             raise ParametersError(
                 f"{name} holds more than tensors, which is not read because that could run code; "
