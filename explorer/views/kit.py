@@ -150,6 +150,81 @@ class Hand(pn.custom.JSComponent):
     """
 
 
+class Steady(pn.custom.JSComponent):
+    """Has the table beside it change in place.
+
+    Panel makes all rows of a table anew for a single changed cell: a press that began on the old row is lost, and a
+    menu that is open in a cell is closed.  Here the cells that differ are written; rows of a table
+    that is ordered by a column change places when no button is down and no menu is open.
+    """
+
+    _esm = """
+    function* tables(view) {
+      if (view.tabulator && view.updateOrAddData) yield view
+      for (const child of view.child_views || []) yield* tables(child)
+    }
+
+    function write(table, fresh) {
+      for (const record of fresh) {
+        const row = table.getRow(record._index), old = row.getData()
+        const news = Object.keys(record).filter(name => !Object.is(record[name], old[name]))
+        // A cell that is drawn from others has not changed itself.
+        const drawn = news.map(name => name.replace(/_(bar|text)$/, "")).filter(name => !news.includes(name))
+        if (news.length) row.update(Object.fromEntries(news.map(name => [name, record[name]])))
+        for (const name of new Set(drawn)) row.getCell(name)._cell.layoutElement()
+      }
+    }
+
+    function steady(view, held) {
+      const anew = { patched: view.updateOrAddData.bind(view), given: view.setData.bind(view) }
+      let due = false
+      const order = () => {
+        if (held.down || view.container.querySelector(".tabulator-editing")) return setTimeout(order, 50)
+        due = false
+        view._selection_updating = view._updating_scroll = true
+        anew.given().then(() => {
+          view._selection_updating = view._updating_scroll = false
+          view.postUpdate()
+          view.restore_scroll()
+        })
+      }
+      const inPlace = way => () => {
+        if (view._tabulator_cell_updating || view._initializing || !view.tabulator.initialized) return way()
+        const table = view.tabulator, fresh = view.getData()
+        if (fresh.length !== table.getDataCount() || !fresh.every(one => table.getRow(one._index))) return way()
+        write(table, fresh)
+        if (!due && table.getSorters().length) {
+          due = true
+          order()
+        }
+        return Promise.resolve()
+      }
+      view.updateOrAddData = inPlace(anew.patched)
+      view.setData = inPlace(anew.given)
+    }
+
+    export function render({ model, view }) {
+      const held = { down: false }
+      const down = () => { held.down = true }
+      // The click comes after the button has gone up.
+      const up = () => setTimeout(() => { held.down = false })
+      const names = { pointerdown: down, pointerup: up, pointercancel: up }
+      for (const name in names) window.addEventListener(name, names[name], true)
+      model.on("remove", () => {
+        for (const name in names) window.removeEventListener(name, names[name], true)
+      })
+      let turns = 0
+      const look = () => {
+        const [table] = tables(view.parent)
+        if (table) steady(table, held)
+        else if (++turns < 400) setTimeout(look, 50)
+      }
+      look()
+      return document.createElement("span")
+    }
+    """
+
+
 class Live(pn.custom.JSComponent):
     """Markup of our own making with buttons in it: ``pressed`` says which one, by its ``data-press``."""
 
@@ -270,13 +345,9 @@ def hand(press: Callable[[bool], None]) -> Hand:
     return made
 
 
-def after(seconds: float, do: Callable[[], None]) -> bool:
-    """Call ``do`` on the page's own turn after some time; False where there is no page to have one."""
-    document = pn.state.curdoc
-    if document is None:
-        return False
-    document.add_timeout_callback(do, math.ceil(1000 * seconds))
-    return True
+def steady() -> Steady:
+    """What has the table in the same column change in place."""
+    return Steady(width=0, height=0, margin=0)
 
 
 def _fill(options: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -58,8 +57,6 @@ HIDDEN = [f"{column}_{part}" for column in BARS for part in ("bar", "text")]
 BAR = (
     '<div class="bar"><i style="width:<%= {0}_bar %>%;background:{1}"></i><span><%= {0}_text %></span></div>'
 )
-# So long a menu may be open after a click that chose nothing; then what the background found is shown all the same.
-MENU_SECONDS = 8.0
 MARKED, UNMARKED, NONE = "\N{BALLOT BOX WITH CHECK}", "\N{BALLOT BOX}", "–"  # noqa: RUF001
 
 
@@ -133,7 +130,7 @@ class LayerTable:
 
     def __init__(self, state: PageState) -> None:
         self.state = state
-        self._clicking, self._menu_until = False, 0.0
+        self._clicking = False
         self.all = self.names = [str(name) for name in state.layers["name"]]
         self.reasons = dict(zip(state.layers["name"], state.layers["reason"], strict=True))
         self.table: Any = kit.table(
@@ -163,11 +160,13 @@ class LayerTable:
             kit.row(PresetBar(state).view, ask(LAYERS), height=40, styles={"padding": "0 8px"}),
             kit.row(self.bulk.view, self.count, height=50, styles={"padding": "0 8px"}),
             self.table,
+            kit.steady(),
             css=theme.CARD + ":host { overflow: visible; }",
             css_classes=["place-table"],
         )
-        state.param.watch(lambda *_: self.refresh(), ["revision", "marks"])
-        state.param.watch(lambda *_: self._news(), ["layers", "ranking", "ranking_old"])
+        state.param.watch(
+            lambda *_: self.refresh(), ["revision", "marks", "layers", "ranking", "ranking_old"]
+        )
         state.param.watch(lambda *_: self.select(), "layer")
         self._count()
 
@@ -207,7 +206,6 @@ class LayerTable:
 
     def _clicked(self, event: Any) -> None:
         name = self.names[event.row]
-        self._menu_until = time.monotonic() + MENU_SECONDS if event.column in FIELDS else 0.0
         if event.column == "mark":
             self.state.toggle(name)
         # To select the row from here would close the menu that the click has opened in its cell; the
@@ -219,7 +217,6 @@ class LayerTable:
             self._clicking = False
 
     def _edited(self, event: Any) -> None:
-        self._menu_until = 0.0
         name = self.names[event.row]
         tensor, field = FIELDS[event.column]
         value = {"yes": True, "no": False}[event.value] if event.column == "w_sym" else event.value
@@ -228,7 +225,6 @@ class LayerTable:
         else:
             scheme = getattr(self.state.session.recipe.config(name), tensor)
             self.state.edit([name], **{tensor: choices.consequences(field, value, scheme)})
-        # A click that the table has missed while it was drawn anew: who edits a layer looks at it.
         self.state.layer = name
         # Whatever became of it: the cell shows the recipe again.
         self.refresh(force=event.row)
@@ -265,12 +261,6 @@ class LayerTable:
         )
         marked = f'<span aria-live="polite">{len(self.state.marks)} marked</span>'
         self.count.object = f'<div class="marks">Mark {buttons}{marked}</div>'
-
-    def _news(self) -> None:
-        """Show what the background has found: later if a menu may be open, which any change of the table closes."""
-        left = self._menu_until - time.monotonic()
-        if left <= 0 or not kit.after(left, self._news):
-            self.refresh()
 
     def refresh(self, force: int | None = None) -> None:
         """Patch the cells that differ from the recipe; ``force`` names a row that is written anyhow."""
