@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from explorer.errors import JobError
+from explorer.hand import HAND
 
 log = logging.getLogger(__name__)
-# Seconds that work in the background rests for a hand after each of its movements, and at most between two results.
-QUIET, REST = 0.5, 5.0
 
 
 @dataclass(frozen=True)
@@ -120,29 +119,6 @@ class Share:
 SHARE = Share()
 
 
-class Hand:
-    """A hand at work somewhere on this machine: jobs in the background rest between two partial results.
-
-    All pages share one process and its processors, and what a hand moves must be drawn while it moves.
-    """
-
-    def __init__(self) -> None:
-        self._until = -math.inf
-
-    def moves(self) -> None:
-        """Somebody has moved something a moment ago."""
-        self._until = time.monotonic() + QUIET
-
-    def wait(self, cancelled: Callable[[], bool]) -> None:
-        """Rest while it moves, for some seconds at most, or until ``cancelled``."""
-        end = time.monotonic() + REST
-        while time.monotonic() < min(self._until, end) and not cancelled():
-            time.sleep(0.02)
-
-
-HAND = Hand()
-
-
 @dataclass(eq=False)
 class Job:
     """One request: a generator of partial results and who wants to know of them."""
@@ -196,7 +172,8 @@ class Job:
     def _run(self) -> None:
         try:
             if not self.cancelled:
-                self._steps()
+                with HAND.background(lambda: self.cancelled) if self.background else nullcontext():
+                    self._steps()
         except BaseException as error:
             # Whatever goes wrong in a job is the page's to show; the worker lives on.
             known = (
@@ -221,8 +198,7 @@ class Job:
                     if self.measure is not None:
                         self._progress = pace.step(*self.measure(result))
                     self._call(self.on_result, result)
-                    if self.background:
-                        HAND.wait(lambda: self.cancelled)
+                    HAND.breathe()
                     SHARE.take()
             finally:
                 # A generator that is left in the middle ends here, in its own thread.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import random
 import threading
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 import explorer as qx
+from explorer import hand
 from explorer.errors import JobError
-from explorer.jobs import SHARE, Hand, Pace, Progress, Worker
+from explorer.hand import HAND, Hand
+from explorer.jobs import SHARE, Pace, Progress, Worker
 from tests.small import images, tiny
 
 SECONDS = 30
@@ -140,66 +143,99 @@ class StillHand(Hand):
         self.at_it = threading.Event()
         self.rested: list[str] = []
 
-    def wait(self, cancelled) -> None:
+    def breathe(self) -> None:
+        cancelled = self._here.cancelled
+        if cancelled is None:
+            return
         self.rested.append(threading.current_thread().name)
         while self.at_it.is_set() and not cancelled():
             threading.Event().wait(0.001)
 
 
 def test_work_in_the_background_rests_while_a_hand_moves_and_what_the_hand_waits_for_does_not(monkeypatch):
-    hand = StillHand()
-    monkeypatch.setattr("explorer.jobs.HAND", hand)
-    hand.at_it.set()
+    still = StillHand()
+    monkeypatch.setattr("explorer.jobs.HAND", still)
+    still.at_it.set()
     patient, prompt = Worker("patient", background=True), Worker("prompt")
     seen, first = [], threading.Event()
     waiting = patient.submit(lambda: iter(range(3)), lambda n: (seen.append(n), first.set()))
     assert first.wait(SECONDS)
     assert prompt.submit(lambda: iter([7, 8]), seen.append).wait(SECONDS)
-    assert seen == [0, 7, 8] and hand.rested == ["patient"]
+    assert seen == [0, 7, 8] and still.rested == ["patient"]
     # A newer request does not wait for the hand either: the one that rests is over.
-    hand.rested.clear()
+    still.rested.clear()
     newer = patient.submit(lambda: iter([9]), seen.append)
     assert waiting.wait(SECONDS) and waiting.cancelled and not newer.cancelled
-    hand.at_it.clear()
+    still.at_it.clear()
     assert newer.wait(SECONDS) and seen == [0, 7, 8, 9]
     patient.close()
     prompt.close()
 
 
+class Clock:
+    """Time that passes in sleep only."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 100.0, 0.0
+        self.woken = lambda: None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept += seconds
+        self.woken()
+
+    def spent(self) -> float:
+        """Seconds slept since this was asked."""
+        slept, self.slept = self.slept, 0.0
+        return slept
+
+
 def test_a_rest_ends_when_the_hand_does_and_never_lasts(monkeypatch):
-    from explorer import jobs
+    clock, one = Clock(), Hand()
+    monkeypatch.setattr(hand, "time", clock)
+    one.moves()
+    one.breathe()
+    assert clock.spent() == 0, "somebody waits for this thread"
+    with one.background(lambda: clock.slept > limit):
+        limit = math.inf
+        one.breathe()
+        assert clock.spent() == pytest.approx(hand.QUIET, abs=0.05)
+        one.breathe()
+        assert clock.spent() == 0, "it is still"
+        one.moves()
+        limit = 0.1
+        one.breathe()
+        assert clock.spent() == pytest.approx(0.1, abs=0.05)
+        limit, clock.woken = math.inf, one.moves
+        one.breathe()
+        assert clock.spent() == pytest.approx(hand.REST, abs=0.05)
+        one.breathe()
+        assert clock.spent() == 0, "it works for as long as it has rested"
+        clock.now += hand.REST
+        one.moves()
+        one.breathe()
+        assert clock.spent() == pytest.approx(hand.REST, abs=0.05)
+    one.moves()
+    one.breathe()
+    assert clock.spent() == 0
 
-    class Clock:
-        now = 100.0
-        slept = 0.0
 
-        def monotonic(self) -> float:
-            return self.now
-
-        def sleep(self, seconds: float) -> None:
-            self.now += seconds
-            self.slept += seconds
-            if self.always:
-                hand.moves()
-
-        always = False
-
+@pytest.mark.parametrize("study", ["evaluate", "sensitivity"])
+def test_work_in_the_background_rests_in_the_middle_of_a_batch(monkeypatch, study):
+    session = qx.Session(tiny(), data=images(), store_bytes=1 << 24)
+    steps = {
+        "evaluate": lambda: session.evaluate_steps("int8_dynamic"),
+        "sensitivity": lambda: session.sensitivity_steps(method="instant"),
+    }[study]
     clock = Clock()
-    monkeypatch.setattr(jobs, "time", clock)
-    hand = jobs.Hand()
-    hand.wait(lambda: False)
-    assert clock.slept == 0
-    hand.moves()
-    hand.wait(lambda: False)
-    assert clock.slept == pytest.approx(jobs.QUIET, abs=0.05)
-    clock.slept, clock.always = 0.0, True
-    hand.moves()
-    hand.wait(lambda: False)
-    assert clock.slept == pytest.approx(jobs.REST, abs=0.05)
-    clock.slept = 0.0
-    hand.moves()
-    hand.wait(lambda: clock.slept > 0.1)
-    assert clock.slept == pytest.approx(0.1, abs=0.05)
+    monkeypatch.setattr(hand, "time", clock)
+    with HAND.background(lambda: False):
+        HAND.moves()
+        next(iter(steps()))
+    assert clock.spent() == pytest.approx(hand.QUIET, abs=0.05)
 
 
 def test_nothing_that_a_job_does_ends_the_worker(caplog):

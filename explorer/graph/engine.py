@@ -26,6 +26,7 @@ from explorer.graph.fakequant import quantize_activation
 from explorer.graph.ir import Graph, Layer, Node, digest, tensor_digest
 from explorer.graph.memory import keep_pages
 from explorer.graph.store import ENTRY_BYTES, Store
+from explorer.hand import HAND
 from explorer.recipe import LayerConfig, Recipe, TensorScheme
 from explorer.tensor import apply, fit_tensor
 
@@ -296,6 +297,7 @@ class Engine:
 
     def _compute(self, plan: Plan, node: Node, values: Mapping[str, Any]) -> tuple[float, Any]:
         """The value of one node and the seconds it took, those for its weight apart."""
+        HAND.breathe()
         graph = self.graph
         constants = graph.constants
         inputs = {i: constants[i] if i in constants else values[i] for i in node.inputs}

@@ -23,6 +23,7 @@ from scipy import special
 from torch import Tensor
 
 from explorer.graph import Batch
+from explorer.hand import HAND
 from explorer.study.evaluate import Examples, Reference, ScoreList, Scores, readable
 from explorer.study.local import energy, output_steps
 from explorer.study.measures import energy_ratio_db
@@ -267,6 +268,7 @@ def _forward(sweep: Sweep, batch: Batch, wanted: set[str]) -> dict[str, Any]:
                 name: graph.constants[name].detach() if name in graph.constants else values[name]
                 for name in node.inputs
             }
+            HAND.breathe()
             value = node.call(inputs)
             if node.name in wanted and not value.requires_grad:
                 value = value.detach().requires_grad_()

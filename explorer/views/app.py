@@ -214,7 +214,6 @@ class Page:
             main=[body],
             theme_config=theme.THEME,
             sx=theme.BAR,
-            busy_indicator=None,
         )
 
     def cell(self) -> Any:

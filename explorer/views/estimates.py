@@ -32,12 +32,13 @@ class Tiers:
     def pairs(self, table: pd.DataFrame) -> pd.DataFrame:
         """Read a table of ``session.sensitivity_steps``; the values so far that have both tiers."""
         found = []
-        for row in table.to_dict("records"):
-            key = (row["layer"], row["format"])
-            if row["method"] == INSTANT:
-                self._estimates[key] = row["value"]
+        columns = (table[name].tolist() for name in ("layer", "format", "method", "value"))
+        for layer, format, method, value in zip(*columns, strict=True):
+            key = (layer, format)
+            if method == INSTANT:
+                self._estimates[key] = value
             elif key in self._estimates:
-                found.append((self._estimates[key], row["value"], *key))
+                found.append((self._estimates[key], value, *key))
         return pd.DataFrame(found, columns=COLUMNS)
 
 

@@ -133,13 +133,23 @@ class Drawn(pn.custom.JSComponent):
 
 
 class Hand(pn.custom.JSComponent):
-    """Says whether a button of the mouse, or a finger, that went ``down`` beside it is still down."""
+    """Says whether a button of the mouse, or a finger, that went ``down`` beside it is still down.
+
+    A figure beside it can be dragged after a while of holding still as well, which Bokeh takes for another gesture.
+    """
 
     down = param.Boolean(default=False)
     _esm = """
-    export function render({ model, el }) {
+    function* gestures(view) {
+      const found = view.canvas_view?.ui_event_bus?.ui_gestures
+      if (found) yield found
+      for (const child of view.child_views || []) yield* gestures(child)
+    }
+
+    export function render({ model, view }) {
       const up = () => { model.down = false }
       const down = () => {
+        for (const one of gestures(view.parent)) one._start_timeout = () => {}
         model.down = true
         for (const name of ["pointerup", "pointercancel"]) window.addEventListener(name, up, { once: true })
       }
@@ -156,6 +166,9 @@ class Steady(pn.custom.JSComponent):
     Panel makes all rows of a table anew for a single changed cell: a press that began on the old row is lost, and a
     menu that is open in a cell is closed.  Here the cells that differ are written; rows of a table
     that is ordered by a column change places when no button is down and no menu is open.
+
+    Panel also waits, in a loop that takes all of the browser's time, for the news that each style sheet is there,
+    which it misses when it comes early.  Here it looks whether they are there, and rests between two looks.
     """
 
     _esm = """
@@ -172,6 +185,25 @@ class Steady(pn.custom.JSComponent):
         const drawn = news.map(name => name.replace(/_(bar|text)$/, "")).filter(name => !news.includes(name))
         if (news.length) row.update(Object.fromEntries(news.map(name => [name, record[name]])))
         for (const name of new Set(drawn)) row.getCell(name)._cell.layoutElement()
+      }
+    }
+
+    function calm(view) {
+      const edits = view._has_active_editor.bind(view)
+      // Asked in each turn of the loop, of one too that runs already.
+      view._has_active_editor = () => {
+        const links = view._applied_stylesheets.map(sheet => sheet.el).filter(one => one.tagName === "LINK")
+        for (const one of links) if (one.sheet) view._initialized_stylesheets.set(one.href, true)
+        return edits()
+      }
+      view._flush_resize_when_root_ready = async () => {
+        await view.root.ready
+        const waits = () => view._is_scrolling || view._initializing || !view.container || view.is_drawing ||
+          view._has_active_editor() || ![...view._initialized_stylesheets.values()].every(Boolean)
+        while (view._resize_pending && waits()) await new Promise(look => setTimeout(look, 50))
+        if (!view._resize_pending) return
+        view._resize_pending = false
+        view._resize_redraw()
       }
     }
 
@@ -216,8 +248,10 @@ class Steady(pn.custom.JSComponent):
       let turns = 0
       const look = () => {
         const [table] = tables(view.parent)
-        if (table) steady(table, held)
-        else if (++turns < 400) setTimeout(look, 50)
+        if (table) {
+          steady(table, held)
+          calm(table)
+        } else if (++turns < 400) setTimeout(look, 50)
       }
       look()
       return document.createElement("span")
@@ -550,5 +584,12 @@ def table(frame: Any, **more: Any) -> pn.widgets.Tabulator:
 
 
 def page(**more: Any) -> Any:
-    """The whole browser window."""
-    return Page(**more)
+    """The whole browser window, without the sign that the server is busy.
+
+    That sign is one for all sessions of a server: at each event of any of them Panel would walk through all models of
+    every page, twice.
+    """
+    made = Page(busy_indicator=None, **more)
+    with param.edit_constant(made):
+        made.busy = False
+    return made

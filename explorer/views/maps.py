@@ -291,13 +291,17 @@ def describe(table: pd.DataFrame) -> str:
         return ""
     measure = str(table["measure"].iloc[0])
     worse = MEASURES[measure].worse
-    if table["format"].nunique() == 1:
-        rows = table.dropna(subset=["value"])
-        order = (-worse * rows["value"].to_numpy()).argsort(kind="stable")[:3]
-        listed = (f"{rows['layer'].iloc[i]} ({cell_text(rows['value'].iloc[i], measure)})" for i in order)
-        return f"most sensitive ({table['format'].iloc[0]}): " + ", ".join(listed)
-    found: list[str] = []
-    for name, part in table.dropna(subset=["value"]).groupby("format", sort=False):
-        worst = part.iloc[int((worse * part["value"].to_numpy()).argmax())]
-        found.append(f"{name}: {worst['layer']} ({cell_text(worst['value'], measure)})")
+    # Row by row: it is asked at each result of a measurement, and pandas takes longer over a group than over a list.
+    formats = table["format"].tolist()
+    rows = zip(formats, table["layer"].tolist(), table["value"].tolist(), strict=True)
+    known = [row for row in rows if not math.isnan(row[2])]
+    if len(set(formats)) == 1:
+        first = sorted(known, key=lambda row: -worse * row[2])[:3]
+        listed = (f"{layer} ({cell_text(value, measure)})" for _, layer, value in first)
+        return f"most sensitive ({formats[0]}): " + ", ".join(listed)
+    worst: dict[str, tuple[str, float]] = {}
+    for format, layer, value in known:
+        if format not in worst or worse * value > worse * worst[format][1]:
+            worst[format] = (layer, value)
+    found = (f"{format}: {layer} ({cell_text(value, measure)})" for format, (layer, value) in worst.items())
     return "most sensitive at " + ", ".join(found)

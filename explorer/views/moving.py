@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from explorer.calibrate import Clip
-from explorer.jobs import HAND
+from explorer.hand import HAND
 from explorer.recipe import TensorScheme
 from explorer.study import Effect, Histogram
 from explorer.views.runs import Publisher, Runner

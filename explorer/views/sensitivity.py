@@ -117,6 +117,8 @@ class SensitivityMap:
         self.plot = SensitivityFigure(self.names, self._choose)
         self.table, self.question = pd.DataFrame(), None
         self.running = False
+        # The last question and recipe that were compared, and whether the map is of another recipe.
+        self._compared: tuple[tuple[Question | None, Recipe | None], bool] = (None, None), False
         self._menus()
         self.words = kit.html(css=CSS, height=18)
         self.pane = rows_pane(self.plot.figure)
@@ -187,7 +189,10 @@ class SensitivityMap:
     @property
     def outdated(self) -> bool:
         """Whether the present recipe's granularity, symmetry or objectives would give another map."""
-        return self.question is not None and not self.question.holds(self.state.session)
+        asked = (self.question, self.state.session.recipe)
+        if asked != self._compared[0]:
+            self._compared = asked, self.question is not None and not self.question.holds(self.state.session)
+        return self._compared[1]
 
     def check(self) -> None:
         """Say so if the map is from before an edit that enters into it."""

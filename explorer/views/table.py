@@ -150,8 +150,10 @@ class LayerTable:
             frozen_columns=["mark", "at", "name"],
             configuration={"rowHeight": 26, "columnDefaults": {"minWidth": 24}},
         )
-        styler: Any = self.table.style
-        styler.apply(self._grey, axis=1)
+        # All of it is worked out at each change of the table.
+        if any(self.reasons.values()):
+            styler: Any = self.table.style
+            styler.apply(self._grey, axis=1)
         self.table.on_click(self._clicked)
         self.table.on_edit(self._edited)
         self.count = kit.live(CSS, self._mark, height=28)

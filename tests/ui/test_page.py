@@ -466,8 +466,8 @@ def test_the_ends_of_a_range_are_dragged_in_the_histogram(open_page: Callable[[]
     expect(caption(page)).to_contain_text("int4 channel sym minmax")
     page.get_by_text("Evaluated on 600 images").wait_for()
 
-    def drag(end: str, share: float, during: Callable[[], None] = lambda: None) -> None:
-        """Move an end to a share of the way from zero to where it is."""
+    def drag(end: str, share: float, during: Callable[[], None] = lambda: None, still: int = 0) -> None:
+        """Move an end to a share of the way from zero to where it is, after so many ms of holding still."""
         at, before = page.evaluate(KEPT), None
         while at != before:
             # Until the figure has its place.
@@ -475,6 +475,7 @@ def test_the_ends_of_a_range_are_dragged_in_the_histogram(open_page: Callable[[]
             at, before = page.evaluate(KEPT), at
         page.mouse.move(at[end], at["y"])
         page.mouse.down()
+        page.wait_for_timeout(still)
         for step in (0.25, 0.5, 0.75, 1.0):
             page.mouse.move(at[end] + (at["zero"] - at[end]) * (1 - share) * step, at["y"])
         during()
@@ -497,7 +498,7 @@ def test_the_ends_of_a_range_are_dragged_in_the_histogram(open_page: Callable[[]
     expect(caption(page)).to_contain_text("int4 channel sym minmax")
     page.get_by_role("switch", name="symmetric").first.click()
     expect(caption(page)).to_contain_text("int4 channel asym minmax")
-    drag("low", 0.5)
+    drag("low", 0.5, still=700)
     expect(cell(page, 1, "w_goal")).to_have_text(re.compile(r"clip:0\.(5|49\d|50\d):1$"))
     # What comes after a ReLU has one end to be moved; the range of each example none.
     page.get_by_role("button", name="input", exact=True).click()
