@@ -100,3 +100,21 @@ def test_a_hand_that_rests_is_still_at_it_while_its_button_is_down() -> None:
             ended(hand)
 
     asyncio.run(drag())
+
+
+def test_a_range_that_the_browser_says_back_is_no_movement() -> None:
+    """A notebook's front end is told of both ends one after the other, and says each of them back later."""
+    figures = pytest.importorskip("explorer.views.figures")
+    session, heard = qx.Session(tiny(), data=images()), []
+    plot = figures.HistogramFigure(moved=lambda low, high: heard.append((low, high)))
+    for name in ("minmax", "clip:0.5"):
+        session.recipe = session.recipe.with_layer("mid", weight={"objective": name})
+        plot.update(session.histogram("mid"))
+    (low, high), shown = plot._drawn[-2], plot.shown.clip
+    assert (low, high) != shown
+    for ends in ((low, high), (shown[0], high), (low, shown[1]), shown):
+        plot.clips.data = {"x": list(ends)}
+    assert not heard
+    moved = (0.5 * shown[0], 0.5 * shown[1])
+    plot.clips.data = {"x": list(moved)}
+    assert heard == [moved]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -206,6 +208,8 @@ class HistogramFigure:
     def __init__(self, log: bool = True, moved: Callable[[float, float], None] | None = None) -> None:
         self.log, self._moved = log, moved
         self._quiet = False
+        # Where the range was drawn last; a browser is never farther behind.
+        self._drawn: deque[tuple[float, float]] = deque([(math.nan, math.nan)], maxlen=8)
         self._top = 0.0
         self.shown: Histogram | None = None
         self.theirs: Histogram | None = None
@@ -293,7 +297,11 @@ class HistogramFigure:
         self.clips.on_change("data", lambda _a, _o, new: self._dragged(list(new["x"])))
 
     def _dragged(self, ends: list[float]) -> None:
-        if self._moved is not None and not self._quiet and len(ends) == 2:
+        if self._moved is None or self._quiet or len(ends) != 2:
+            return
+        # A browser that is told of both ends one by one says each of them back, as if a hand had moved it.
+        lows, highs = zip(*self._drawn, strict=True)
+        if ends[0] not in lows or ends[1] not in highs:
             self._moved(float(ends[0]), float(ends[1]))
 
     def update(self, h: Histogram, theirs: Histogram | None = None, held: bool = False) -> None:
@@ -344,6 +352,7 @@ class HistogramFigure:
 
     def _clip(self, h: Histogram) -> None:
         quantized = h.scheme != "fp32"
+        self._drawn.append(h.clip)
         self._quiet = True
         try:
             self.kept.update(visible=quantized, left=h.clip[0], right=h.clip[1])
