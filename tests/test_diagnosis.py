@@ -241,7 +241,8 @@ def test_every_preset_can_be_diagnosed(subject, preset):
     found = session.diagnose(images=20)
     assert found.complete
     for finding in found.findings:
-        assert finding.apply(session.recipe) != session.recipe
+        changed = finding.apply(session.recipe)
+        assert changed != session.recipe and finding.made(changed) and not finding.made(session.recipe)
         assert finding.verdict != "not tried" and finding.images == 20
 
 

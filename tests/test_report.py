@@ -209,3 +209,36 @@ def test_notes_on_what_is_no_layer_are_refused() -> None:
         Notes("", {"fcc": "x"}).check(["fc"])
     with pytest.raises(RecipeError, match="cannot be read"):
         load_notes("nowhere.yaml")
+
+
+def test_configurations_stand_side_by_side_and_the_present_one_has_its_name() -> None:
+    session = Session(tiny(), images(), recipe="w4a8")
+    session.evaluate()
+    session.name("A plain")
+    session.edit(["mid"], weight={"format": "int8"})
+    found = session.evaluate()
+    session.name(f"B {EVIL}")
+    alone = report_html(gather(session, found, trials=[session.tried.get(session.recipe.digest)]))
+    assert "Side by side" not in Text(alone).text and EVIL not in alone
+    facts = gather(session, found, trials=list(session.tried))
+    document = report_html(facts)
+    text = Text(document).text
+    assert facts.label == f"B {EVIL}" and EVIL not in document
+    pair = facts.differences.pairs[0]
+    assert pair.kl == tuple(trial.outcome.kl for trial in session.tried)
+    assert pair.kl_intervals[1] == found.kl_interval
+    for part in (
+        "Side by side",
+        "A plain minus B",
+        pair.verdict,
+        f"{pair.size_delta:+,}",
+        "(this report)",
+        "KL to float",
+    ):
+        assert part in text, part
+    assert text.index("(this report)") > text.index("A plain")
+    # What was never evaluated says so.
+    session.edit(["mid"], weight={"format": "int7"})
+    session.name("C")
+    unseen = report_html(gather(session, trials=[*session.tried][-2:]))
+    assert "not both evaluated" in Text(unseen).text and "not evaluated" in Text(unseen).text

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from explorer.cost import cost
-from explorer.errors import SchemeError
+from explorer.errors import RecipeError, SchemeError
 from explorer.formats import Channel
 from explorer.graph import Batch, Calibration, Engine, Layer, Plan, plan
 from explorer.graph.fakequant import quantize_activation
@@ -110,6 +110,14 @@ class Finding:
             )
             recipe = recipe.with_layer(name, weight=weight, input=inputs)
         return recipe
+
+    def made(self, recipe: Recipe) -> bool:
+        """Whether the recipe has the change already."""
+        try:
+            changed = self.apply(recipe)
+        except RecipeError:
+            return False
+        return all(changed.config(name) == recipe.config(name) for name in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

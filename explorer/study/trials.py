@@ -27,7 +27,8 @@ class Outcome:
     """What an evaluation has found, without the layers and the pictures.
 
     The fields are those of :class:`~explorer.study.Evaluation`; ``won`` and ``lost`` are the numbers of the
-    images in the data set, so that two outcomes can be compared image by image.
+    images in the data set, so that two outcomes can be compared image by image.  ``kl_interval`` is None in
+    projects from before it was kept.
     """
 
     images: int
@@ -41,6 +42,7 @@ class Outcome:
     kl: float
     won: tuple[int, ...]
     lost: tuple[int, ...]
+    kl_interval: Interval | None = None
 
     @staticmethod
     def of(e: Evaluation) -> Outcome:
@@ -48,7 +50,7 @@ class Outcome:
         return Outcome(
             e.images, e.total_images, e.agreement, e.top1, e.top1_interval, e.top1_float, e.delta,
             e.delta_interval, e.kl,
-            tuple(flip.index for flip in e.won_images), tuple(flip.index for flip in e.lost_images),
+            tuple(flip.index for flip in e.won_images), tuple(flip.index for flip in e.lost_images), e.kl_interval,
         )  # fmt: skip
 
 
@@ -351,6 +353,8 @@ class Pair:
         size_delta: bytes.
         bops_delta: bit operations for one image.
         layers: how many layers differ.
+        kl: the divergence of each from float, nats, on its own images; None where it was not evaluated.
+        kl_intervals: their 95% intervals, each for itself.
     """
 
     a: str
@@ -365,6 +369,8 @@ class Pair:
     size_delta: int
     bops_delta: int
     layers: int
+    kl: tuple[float | None, ...] = (None, None)
+    kl_intervals: tuple[Interval | None, ...] = (None, None)
 
     @property
     def verdict(self) -> str:
@@ -409,7 +415,8 @@ class Differences:
         rows = [{**vars(pair), "verdict": pair.verdict} for pair in self.pairs]
         found = pd.DataFrame(rows, columns=[*Pair.__dataclass_fields__, "verdict"])
         found[["delta_low", "delta_high"]] = [pair.delta_interval or (None, None) for pair in self.pairs]
-        return found.drop(columns="delta_interval")
+        found[["kl_a", "kl_b"]] = [pair.kl for pair in self.pairs]
+        return found.drop(columns=["delta_interval", "kl", "kl_intervals"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -477,6 +484,8 @@ def pair_of(
         size_delta=a.size - b.size,
         bops_delta=a.bops - b.bops,
         layers=len({row.layer for row in rows_of((a.recipe, b.recipe), names)}),
+        kl=tuple(trial.outcome.kl if trial.outcome else None for trial in (a, b)),
+        kl_intervals=tuple(trial.outcome.kl_interval if trial.outcome else None for trial in (a, b)),
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from explorer.errors import ExplorerError, JobError
 from explorer.recipe import Recipe
 from explorer.session import Session
-from explorer.study import Additivity, Evaluation
+from explorer.study import Additivity, Evaluation, Trial
 from explorer.study.depth import IMAGES as DEEP
 from explorer.study.diagnosis import IMAGES as CHANGED
 from explorer.study.evaluate import NARROW
@@ -234,8 +234,14 @@ class Page:
         return Material(
             Session(subject=self.session.subject, recipe=self.session.recipe),
             state.evaluation, table if len(table) else None, causes.found,
-            frozenset(part for part, stale in old.items() if stale), state.marks, state.notes,
+            frozenset(part for part, stale in old.items() if stale), state.marks, state.notes, self._reported(),
         )  # fmt: skip
+
+    def _reported(self) -> tuple[Trial, ...]:
+        """What the report sets side by side: the marked configurations, else the named ones; and the present one."""
+        tried, here = self.session.tried, self.session.tried.get(self.session.recipe.digest)
+        found = self.tried.chosen or [trial for trial in tried if trial.name]
+        return tuple(found if here is None or here in found else [*found, here])
 
     def _begin(self) -> None:
         self.table.select()

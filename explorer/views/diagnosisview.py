@@ -80,13 +80,14 @@ def _effect(finding: Finding, agreement: bool) -> str:
     return text + "</div>"
 
 
-def markup(found: Diagnosis, layer: str | None, applied: str) -> str:
+def markup(found: Diagnosis, layer: str | None, applied: str, recipe: Recipe) -> str:
     """The findings as HTML.
 
     Args:
         found: the diagnosis.
         layer: show those of this layer only; None for all.
         applied: the name of the finding whose change has just been made, or nothing.
+        recipe: the present one; a change that it has already is not offered.
     """
     rows = []
     for finding in found.findings:
@@ -96,6 +97,8 @@ def markup(found: Diagnosis, layer: str | None, applied: str) -> str:
         act = (
             '<button class="act" data-press="undo">Undo</button>'
             if done
+            else '<span class="small">in the recipe</span>'
+            if finding.made(recipe)
             else f'<button class="act" data-press="apply:{escape(finding.name)}">Apply</button>'
         )
         evidence = "; ".join(map(escape, finding.evidence))
@@ -207,7 +210,7 @@ class DiagnosisView:
         self.words.object = f'<div class="note" aria-live="polite">{before}{text}</div>'
         applied = self.applied[0] if self.applied and self.applied[1] == session.recipe else ""
         layer = self.state.layer if self.only.value else None
-        text = markup(self.found, layer, applied) if self.found is not None else ""
+        text = markup(self.found, layer, applied, session.recipe) if self.found is not None else ""
         self.list.object = f'<div class="{"old" if aged else "new"}">{text}</div>'
 
     def _pressed(self, what: str) -> None:

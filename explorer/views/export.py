@@ -12,7 +12,7 @@ import pandas as pd
 from explorer.errors import ExplorerError
 from explorer.session import Session
 from explorer.sources import Notes, csv_bytes, node_data, parquet_bytes
-from explorer.study import Diagnosis, Evaluation
+from explorer.study import Diagnosis, Evaluation, Trial
 from explorer.views import kit
 from explorer.views.report import report_html
 from explorer.views.reportfacts import gather
@@ -33,6 +33,7 @@ class Material:
         stale: which of these are of another recipe.
         marks: the layers whose histograms the report has; none takes the worst.
         notes: the reviewer's.
+        trials: configurations that the report sets side by side.
     """
 
     session: Session
@@ -42,10 +43,11 @@ class Material:
     stale: frozenset[str] = frozenset()
     marks: frozenset[str] = frozenset()
     notes: Notes = field(default_factory=Notes)
+    trials: tuple[Trial, ...] = ()
 
 
 def _report(m: Material) -> bytes:
-    facts = gather(m.session, m.evaluation, m.sensitivity, m.diagnosis, m.stale, m.marks, m.notes)
+    facts = gather(m.session, m.evaluation, m.sensitivity, m.diagnosis, m.stale, m.marks, m.notes, m.trials)
     return report_html(facts).encode()
 
 

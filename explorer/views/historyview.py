@@ -12,7 +12,7 @@ from explorer.study.trials import LONGEST_NAME, Pair
 from explorer.views import kit, theme
 from explorer.views.runs import Publisher
 from explorer.views.state import PageState
-from explorer.views.text import NOTHING, kilobytes, large, percent, points, short
+from explorer.views.text import NOTHING, kilobytes, large, number, percent, points, short
 from explorer.views.trialfigure import ACROSS, HEIGHT, UP, TrialsFigure
 
 # More configurations side by side than this cannot be read.
@@ -68,7 +68,7 @@ def two(above: str, below: str, kind: str = "") -> str:
 
 
 def row(trial: Trial, marked: bool, present: bool, changes: str) -> str:
-    """A configuration as a row of the list."""
+    """A configuration as a row of the list; ``changes`` are those from the present one to it."""
     found, name = trial.outcome, escape(trial.label)
     mark = (
         f'<button class="mark" data-press="mark:{trial.digest}" role="checkbox" aria-checked="{str(marked).lower()}" '
@@ -79,7 +79,7 @@ def row(trial: Trial, marked: bool, present: bool, changes: str) -> str:
         if present
         else f'<button class="back" data-press="back:{trial.digest}" title="bring it back">{name}</button>'
     )
-    said = "the present one" if present else escape(changes)
+    said = "the present one" if present else f"against it: {escape(changes)}"
     accuracy = (
         two(percent(found.top1), f"{found.images:,} images", "number")
         + two(points(found.delta), interval(*found.delta_interval), "number")
@@ -99,6 +99,17 @@ HEAD = (
 )
 
 
+def divergence(kl: float | None, interval: tuple[float, float] | None) -> str:
+    """How far a configuration is from float, with its interval where it is known.
+
+    >>> divergence(0.00622, (0.00514, 0.00776)), divergence(None, None)
+    ('0.00622 (0.00514 … 0.00776)', 'not evaluated')
+    """
+    if kl is None:
+        return "not evaluated"
+    return number(kl) + (f" ({number(interval[0])} … {number(interval[1])})" if interval else "")
+
+
 def pair_row(pair: Pair) -> str:
     """Two configurations as a row of the comparison."""
     verdict = escape(pair.verdict)
@@ -111,8 +122,10 @@ def pair_row(pair: Pair) -> str:
         else cell(NOTHING, "number")
     )
     size, bops = signed(pair.size_delta, kilobytes), signed(pair.bops_delta, large)
+    far = " against ".join(divergence(*each) for each in zip(pair.kl, pair.kl_intervals, strict=True))
     return (
-        f'<tr><td class="some">{names}<div>{told} <span class="small">· {differ}</span></div></td>{delta}'
+        f'<tr><td class="some">{names}<div>{told} <span class="small">· {differ}</span></div>'
+        f'<div class="small">KL to float, nats: {far}</div></td>{delta}'
         f"{two(size, f'{bops} BOPs', 'number')}</tr>"
     )
 
@@ -257,18 +270,24 @@ class HistoryView:
         kept = (
             f"kept in {project.folder.name!r}"
             if project is not None
-            else "kept while this page is open; serve with --project FOLDER to keep them"
+            else "kept while this page is open (longer: serve with --project)"
         )
+        beside = f"{len(self.marked)} side by side, below; " if len(self.marked) > 1 else ""
         some = f"{count:,} configurations" if count != 1 else "1 configuration"
-        text = title = escape(f"{some} tried, {kept}" if count else f"None tried yet; {kept}")
+        text = title = escape(f"{beside}{some} tried, {kept}" if count else f"None tried yet; {kept}")
         if project is not None and project.problems:
             title = escape(" ".join(project.problems))
             text = f'<span class="warn">{escape(project.problems[-1])}</span> · {text}'
         return f'<div class="note line" aria-live="polite" title="{title}">{text}</div>'
 
+    @property
+    def chosen(self) -> list[Trial]:
+        """The configurations that are marked."""
+        tried = self.state.session.tried
+        return [trial for trial in map(tried.get, self.marked) if trial is not None]
+
     def _beside(self) -> str:
-        session = self.state.session
-        trials = [trial for trial in map(session.tried.get, self.marked) if trial is not None]
+        session, trials = self.state.session, self.chosen
         if len(trials) < 2:
             return '<div class="note">Mark two or more to set them side by side; press a name to bring it back.</div>'
         return comparison(session.differences_of(trials))

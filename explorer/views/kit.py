@@ -112,7 +112,10 @@ class Drawn(pn.custom.JSComponent):
         [...crypto.getRandomValues(new Uint8Array(16))].map(byte => byte.toString(16).padStart(2, "0")).join("")
       try {
         let tab = sessionStorage.getItem(name) || fresh(), mine = false
-        const again = sessionStorage.getItem("explorer-address") === location.search
+        const [last, before, time] = JSON.parse(sessionStorage.getItem("explorer-address") || "[]")
+        // A page that is being left may still write: what it is loaded from is then the address before.
+        const late = before === location.search && performance.timeOrigin - time < 5000
+        const again = last === location.search || late
         const others = new BroadcastChannel(name)
         others.onmessage = ({ data }) => {
           if (mine && data.asked === tab) others.postMessage({ taken: tab })
@@ -182,7 +185,7 @@ class Steady(pn.custom.JSComponent):
         const row = table.getRow(record._index), old = row.getData()
         const news = Object.keys(record).filter(name => !Object.is(record[name], old[name]))
         // A cell that is drawn from others has not changed itself.
-        const drawn = news.map(name => name.replace(/_(bar|text)$/, "")).filter(name => !news.includes(name))
+        const drawn = news.map(name => name.replace(/_(bar|text|kind)$/, "")).filter(name => !news.includes(name))
         if (news.length) row.update(Object.fromEntries(news.map(name => [name, record[name]])))
         for (const name of new Set(drawn)) row.getCell(name)._cell.layoutElement()
       }
@@ -328,9 +331,11 @@ class Address(pn.custom.JSComponent):
     _esm = """
     export function render({ model }) {
       model.on("search", () => {
+        const before = location.search
         history.replaceState(history.state, "", location.pathname + model.search + location.hash)
         // So that a page that is loaded again can tell its own address from one that was opened.
-        try { sessionStorage.setItem("explorer-address", location.search) } catch { /* nothing is kept */ }
+        const written = JSON.stringify([location.search, before, Date.now()])
+        try { sessionStorage.setItem("explorer-address", written) } catch { /* nothing is kept */ }
       })
       return document.createElement("span")
     }

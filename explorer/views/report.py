@@ -329,6 +329,56 @@ def _diagnosis(found: Diagnosis | None) -> str:
     return head + (rows or "<p>The rules find nothing to change.</p>")
 
 
+def _between(value: float | None, interval: tuple[float, float] | None, shown: Any) -> str:
+    """A value with its interval, as text."""
+    if value is None:
+        return NOTHING
+    return shown(value) + (f" ({shown(interval[0])} … {shown(interval[1])})" if interval else "")
+
+
+def _compared(facts: Facts) -> str:
+    """Configurations side by side: what each is worth, two by two, tensor by tensor."""
+    found = facts.differences
+    assert found is not None
+    what = "agreement" if found.agreement else "top-1"
+    scores = []
+    for label, trial in zip(found.labels, facts.trials, strict=True):
+        e, mine = trial.outcome, " (this report)" if trial.digest == facts.recipe.digest else ""
+        worth = (
+            (NOTHING,) * 3 + ("not evaluated",)
+            if e is None
+            else (
+                _between(e.top1, e.top1_interval, percent), _between(e.delta, e.delta_interval, points),
+                _between(e.kl, e.kl_interval, number), f"{e.images:,}",
+            )
+        )  # fmt: skip
+        scores.append((label + mine, *worth, kilobytes(trial.size), large(trial.bops)))
+    heads = (
+        "configuration",
+        what,
+        "points to float",
+        "KL to float, nats",
+        "images",
+        "size",
+        "bit operations",
+    )
+    pairs = [
+        (
+            f"{pair.a} minus {pair.b}", _between(pair.delta, pair.delta_interval, points), pair.verdict,
+            f"{pair.size_delta:+,}", f"{pair.bops_delta:+,}", pair.layers,
+        )
+        for pair in found.pairs
+    ]  # fmt: skip
+    between = ("two by two", f"{what}, points", "in words", "bytes", "bit operations", "layers that differ")
+    text = _table(heads, scores) + '<div style="height: 10px"></div>' + _table(between, pairs)
+    text += '<p class="faint">In brackets 95% intervals, each for itself; those of two by two are paired.</p>'
+    if not found.rows:
+        return text + '<p class="faint">No tensor is quantized differently.</p>'
+    rows = [(row.layer, row.tensor, *row.schemes) for row in found.rows]
+    tensors = _table(("layer", "tensor", *found.labels), rows)
+    return f"{text}<details open><summary>Tensor by tensor, where they differ</summary>{tensors}</details>"
+
+
 def _notes(facts: Facts) -> str:
     notes = facts.notes
     if not notes:
@@ -394,6 +444,7 @@ def report_html(facts: Facts) -> str:
     score = '<p class="faint">Not evaluated.</p>' if e is None else _aged(facts, "evaluation", _score(e))
     sections = [
         _section("Score", score + '<div style="height: 10px"></div>' + _costs(facts)),
+        *([_section("Side by side", _compared(facts))] if facts.differences else []),
         _section("Reviewer's notes", _notes(facts)),
         _section("Layers", _layers(facts)),
         _section(
@@ -409,14 +460,15 @@ def report_html(facts: Facts) -> str:
     ]
     # Only Bokeh's own script: a page that has imported Panel would put Panel's beside it.
     bokeh = "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)
-    title = f"{facts.model}, quantized, on {facts.data}"
+    name = f" as {facts.label!r}" if facts.label else ""
+    title = f"{facts.model}, quantized{name}, on {facts.data}"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style>"
         f"<script>{bokeh}</script></head><body>"
-        f'<header><h1>{escape(facts.model)}</h1><p class="faint">quantized, on {escape(facts.data)} · '
+        f'<header><h1>{escape(facts.model)}</h1><p class="faint">quantized{escape(name)}, on {escape(facts.data)} · '
         f"{escape(facts.date)} · Quantization Explorer</p></header><main>{''.join(sections)}</main>"
         f"{script}<script>{SCRIPT}</script></body></html>\n"
     )

@@ -14,7 +14,7 @@ from explorer.cost import Cost, cost
 from explorer.recipe import TENSORS, Recipe
 from explorer.session import Session
 from explorer.sources import Notes
-from explorer.study import Diagnosis, Evaluation, Histogram
+from explorer.study import Diagnosis, Differences, Evaluation, Histogram, Trial
 
 # Histograms are drawn of so many layers at most: each takes some 40 kB of the file.
 MOST_LAYERS = 12
@@ -47,6 +47,8 @@ class Facts:
         diagnosis: the latest, or None.
         notes: the reviewer's.
         stale: those of ``PARTS`` that are of another recipe.
+        trials: configurations beside each other; the present one may be among them.
+        differences: in what they differ, for two or more.
     """
 
     model: str
@@ -68,6 +70,13 @@ class Facts:
     diagnosis: Diagnosis | None = None
     notes: Notes = field(default_factory=Notes)
     stale: frozenset[str] = frozenset()
+    trials: tuple[Trial, ...] = ()
+    differences: Differences | None = None
+
+    @property
+    def label(self) -> str:
+        """What the present recipe is called; nothing where it has no name."""
+        return next((trial.label for trial in self.trials if trial.digest == self.recipe.digest), "")
 
 
 def versions() -> dict[str, str]:
@@ -111,6 +120,7 @@ def gather(
     stale: Iterable[str] = (),
     wanted: Iterable[str] = (),
     notes: Notes | None = None,
+    trials: Sequence[Trial] = (),
 ) -> Facts:
     """The facts about a session's present recipe; computes what is quick, takes what is not.
 
@@ -122,6 +132,7 @@ def gather(
         stale: those of ``PARTS`` that are of another recipe.
         wanted: the layers whose histograms are drawn; none takes the worst.
         notes: the reviewer's.
+        trials: configurations to be set side by side, as they are: nothing is evaluated.
     """
     subject, recipe = session.subject, session.recipe
     layers = session.layers()
@@ -137,5 +148,6 @@ def gather(
         subject.weights_sha256, subject.images_sha256(images) if images else "", images,
         datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), versions(), evaluation,
         _histograms(session, names, layers), len(session.layer_names) - len(names), sensitivity, diagnosis,
-        notes or Notes(), frozenset(old),
+        notes or Notes(), frozenset(old), tuple(trials),
+        session.differences_of(trials) if len(trials) > 1 else None,
     )  # fmt: skip

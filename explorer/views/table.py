@@ -28,8 +28,8 @@ FIELDS: dict[str, tuple[str, str]] = {
 # The columns in their order, and how wide they are.
 TITLES = {
     "mark": "\N{BALLOT BOX WITH CHECK}", "at": "#", "name": "layer", "w_format": "weight", "w_grain": "granularity",
-    "w_goal": "objective", "w_sym": "sym", "sqnr": "SQNR dB", "sens": "KL, int4", "a_format": "input", "a_mode": "mode",
-    "size": "kB", "op": "op",
+    "w_goal": "objective", "w_sym": "sym", "sqnr": "SQNR dB", "sens": "KL if int4", "a_format": "input",
+    "a_mode": "mode", "size": "kB", "op": "op",
 }  # fmt: skip
 WIDTHS = {
     "mark": 24, "at": 24, "name": 98, "w_format": 53, "w_grain": 66, "w_goal": 57, "w_sym": 30, "sqnr": 50, "sens": 58,
@@ -45,7 +45,7 @@ TIPS = {
     "w_sym": "whether the weight's range is centred on zero",
     "sqnr": "signal to quantization noise of the weight, dB; more is better; the bar is of the best in the list",
     "sens": "sensitivity: what the network's divergence from float would be, nats, if this layer's weight alone were "
-    "int4; less is better; ~ is an estimate, the bar is of the largest",
+    "int4; less is better; ~ is an estimate, faint is from before the last edits, the bar is of the largest",
     "a_format": "number format of the input activation",
     "a_mode": "when the input's range is set",
     "size": "what the layer takes to store, 1 kB = 1,000 bytes",
@@ -53,9 +53,10 @@ TIPS = {
 }
 # What the bars are drawn from: for each column with bars how long they are, percent, and what stands on them.
 BARS = {"sqnr": "#009E73", "sens": "#E69F00"}
-HIDDEN = [f"{column}_{part}" for column in BARS for part in ("bar", "text")]
+HIDDEN = [f"{column}_{part}" for column in BARS for part in ("bar", "text", "kind")]
 BAR = (
-    '<div class="bar"><i style="width:<%= {0}_bar %>%;background:{1}"></i><span><%= {0}_text %></span></div>'
+    '<div class="bar <%= {0}_kind %>"><i style="width:<%= {0}_bar %>%;background:{1}"></i>'
+    "<span><%= {0}_text %></span></div>"
 )
 MARKED, UNMARKED, NONE = "\N{BALLOT BOX WITH CHECK}", "\N{BALLOT BOX}", "–"  # noqa: RUF001
 
@@ -98,6 +99,7 @@ def _barred(table: pd.DataFrame, state: PageState) -> pd.DataFrame:
         values = table[column].astype(float)
         most = values.max()
         table[f"{column}_bar"] = (100 * values.clip(lower=0) / most).fillna(0.0) if most > 0 else 0.0
+    table["sqnr_kind"], table["sens_kind"] = "", "old" if state.ranking_old else ""
     table["sqnr_text"] = [NONE if math.isnan(value) else f"{value:.1f}" for value in table["sqnr"]]
     looks = [state.ranking.get(name, (math.nan, ""))[1] for name in table["name"]]
     sure = ["~" if look == "estimate" or state.ranking_old else "" for look in looks]

@@ -142,6 +142,7 @@ TABLE = (
     .tabulator-col-title { padding-right: 12px; }
   .tabulator-header .tabulator-col:focus-visible { outline: 2px solid #CC79A7; outline-offset: -2px; }
   .tabulator-cell .bar { position: relative; height: 18px; pointer-events: none; }
+  .tabulator-cell .bar.old { opacity: .45; font-style: italic; }
   .tabulator-cell .bar i { position: absolute; left: 0; top: 1px; bottom: 1px; opacity: .38; border-radius: 2px; }
   .tabulator-cell .bar span { position: relative; padding-right: 2px; }
   .tabulator-row, .tabulator-row.tabulator-row-even {

@@ -68,6 +68,10 @@ def test_a_change_is_proposed_measured_made_and_taken_back(open_page: Callable[[
     page.keyboard.press("Enter")
     expect(page.get_by_text("before the edit: diagnose again")).to_be_visible()
     expect(page.locator('[tabulator-field="w_format"]').filter(has_text="int4").first).to_be_visible()
+    # After another edit the change is not offered again.
+    page.get_by_role("switch", name="symmetric").first.click()
+    expect(finding.first).to_contain_text("in the recipe")
+    page.get_by_role("button", name="Undo").first.click()
     page.locator(".finding").get_by_role("button", name="Undo").click()
     expect(page.get_by_text("before the edit: diagnose again")).to_have_count(0)
     expect(page.locator('[tabulator-field="w_format"]').filter(has_text="int4")).to_have_count(0)

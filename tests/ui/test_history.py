@@ -136,7 +136,7 @@ def test_a_recipe_for_another_network_is_offered_in_part(
     expect(offer).to_be_hidden()
     # Without a project folder the tab says how long its history lives.
     history(page)
-    expect(page.get_by_text("kept while this page is open; serve with --project")).to_be_visible()
+    expect(page.get_by_text("kept while this page is open (longer: serve with --project)")).to_be_visible()
 
 
 def trial(number: int, size: int, right: float) -> Trial:
