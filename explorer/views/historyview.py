@@ -12,7 +12,7 @@ from explorer.study.trials import LONGEST_NAME, Pair
 from explorer.views import kit, theme
 from explorer.views.runs import Publisher
 from explorer.views.state import PageState
-from explorer.views.text import NOTHING, kilobytes, large, number, percent, points, short
+from explorer.views.text import NOTHING, between, kilobytes, large, number, percent, points, short
 from explorer.views.trialfigure import ACROSS, HEIGHT, UP, TrialsFigure
 
 # More configurations side by side than this cannot be read.
@@ -99,17 +99,6 @@ HEAD = (
 )
 
 
-def divergence(kl: float | None, interval: tuple[float, float] | None) -> str:
-    """How far a configuration is from float, with its interval where it is known.
-
-    >>> divergence(0.00622, (0.00514, 0.00776)), divergence(None, None)
-    ('0.00622 (0.00514 … 0.00776)', 'not evaluated')
-    """
-    if kl is None:
-        return "not evaluated"
-    return number(kl) + (f" ({number(interval[0])} … {number(interval[1])})" if interval else "")
-
-
 def pair_row(pair: Pair) -> str:
     """Two configurations as a row of the comparison."""
     verdict = escape(pair.verdict)
@@ -122,7 +111,10 @@ def pair_row(pair: Pair) -> str:
         else cell(NOTHING, "number")
     )
     size, bops = signed(pair.size_delta, kilobytes), signed(pair.bops_delta, large)
-    far = " against ".join(divergence(*each) for each in zip(pair.kl, pair.kl_intervals, strict=True))
+    far = " against ".join(
+        "not evaluated" if kl is None else between(kl, span, number)
+        for kl, span in zip(pair.kl, pair.kl_intervals, strict=True)
+    )
     return (
         f'<tr><td class="some">{names}<div>{told} <span class="small">· {differ}</span></div>'
         f'<div class="small">KL to float, nats: {far}</div></td>{delta}'

@@ -224,7 +224,7 @@ class Steady(pn.custom.JSComponent):
         })
       }
       const inPlace = way => () => {
-        if (view._tabulator_cell_updating || view._initializing || !view.tabulator.initialized) return way()
+        if (view._tabulator_cell_updating || view._initializing || !view.tabulator?.initialized) return way()
         const table = view.tabulator, fresh = view.getData()
         if (fresh.length !== table.getDataCount() || !fresh.every(one => table.getRow(one._index))) return way()
         write(table, fresh)

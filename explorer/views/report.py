@@ -23,6 +23,7 @@ from explorer.views.maps import AXIS, SensitivityFigure, cell_text, describe, lo
 from explorer.views.reportfacts import Facts
 from explorer.views.text import (
     NOTHING,
+    between,
     caption,
     decibels,
     kilobytes,
@@ -329,13 +330,6 @@ def _diagnosis(found: Diagnosis | None) -> str:
     return head + (rows or "<p>The rules find nothing to change.</p>")
 
 
-def _between(value: float | None, interval: tuple[float, float] | None, shown: Any) -> str:
-    """A value with its interval, as text."""
-    if value is None:
-        return NOTHING
-    return shown(value) + (f" ({shown(interval[0])} … {shown(interval[1])})" if interval else "")
-
-
 def _compared(facts: Facts) -> str:
     """Configurations side by side: what each is worth, two by two, tensor by tensor."""
     found = facts.differences
@@ -348,8 +342,8 @@ def _compared(facts: Facts) -> str:
             (NOTHING,) * 3 + ("not evaluated",)
             if e is None
             else (
-                _between(e.top1, e.top1_interval, percent), _between(e.delta, e.delta_interval, points),
-                _between(e.kl, e.kl_interval, number), f"{e.images:,}",
+                between(e.top1, e.top1_interval, percent), between(e.delta, e.delta_interval, points),
+                between(e.kl, e.kl_interval, number), f"{e.images:,}",
             )
         )  # fmt: skip
         scores.append((label + mine, *worth, kilobytes(trial.size), large(trial.bops)))
@@ -364,13 +358,15 @@ def _compared(facts: Facts) -> str:
     )
     pairs = [
         (
-            f"{pair.a} minus {pair.b}", _between(pair.delta, pair.delta_interval, points), pair.verdict,
+            f"{pair.a} minus {pair.b}",
+            NOTHING if pair.delta is None else between(pair.delta, pair.delta_interval, points),
+            pair.verdict,
             f"{pair.size_delta:+,}", f"{pair.bops_delta:+,}", pair.layers,
         )
         for pair in found.pairs
     ]  # fmt: skip
-    between = ("two by two", f"{what}, points", "in words", "bytes", "bit operations", "layers that differ")
-    text = _table(heads, scores) + '<div style="height: 10px"></div>' + _table(between, pairs)
+    columns = ("two by two", f"{what}, points", "in words", "bytes", "bit operations", "layers that differ")
+    text = _table(heads, scores) + '<div style="height: 10px"></div>' + _table(columns, pairs)
     text += '<p class="faint">In brackets 95% intervals, each for itself; those of two by two are paired.</p>'
     if not found.rows:
         return text + '<p class="faint">No tensor is quantized differently.</p>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from html import escape
 
 from explorer.errors import ExplorerError
@@ -82,6 +83,15 @@ def number(value: float) -> str:
     '0.01235'
     """
     return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
+
+
+def between(value: float, interval: tuple[float, float] | None, shown: Callable[[float], str]) -> str:
+    """A value with its interval, where it is known.
+
+    >>> between(0.00622, (0.00514, 0.00776), number), between(0.00622, None, number)
+    ('0.00622 (0.00514 … 0.00776)', '0.00622')
+    """
+    return shown(value) + (f" ({shown(interval[0])} … {shown(interval[1])})" if interval else "")
 
 
 def short(name: str, most: int = 18) -> str:
