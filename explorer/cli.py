@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{', '.join(ZOO)}, torchvision:NAME[:WEIGHTS], package.module:factory or file.py:factory "
         "(default: %(default)s)",
     )
+    group.add_argument(
+        "--output",
+        metavar="NAME",
+        help="which result of a network that returns several: a name, an index, a.0",
+    )
     group.add_argument("--checkpoint", metavar="FILE", help="weights: safetensors or a state_dict")
     group.add_argument(
         "--data",
@@ -249,6 +254,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "store_bytes": options.store_bytes,
         "store_folder": options.store_folder,
         "project": getattr(options, "project", None),
+        "output": options.output,
     }
 
 

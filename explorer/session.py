@@ -120,6 +120,8 @@ class Session:
         subject: a network and images that another session has loaded; the arguments above, ``recipe`` apart,
             are then left out.
         project: a folder of yours in which the configurations tried outlive the process; None keeps them in memory.
+        output: the name or index of the result that is wanted (``"out"``, ``0``, ``"features.1"``), of a network
+            that returns several.
 
     Raises:
         ModelError, CheckpointError, DataError, RecipeError: for what cannot be read or does not fit.
@@ -143,10 +145,11 @@ class Session:
         subject: Subject | None = None,
         store_folder: str | os.PathLike[str] | None = None,
         project: str | os.PathLike[str] | None = None,
+        output: str | int | None = None,
     ) -> None:
         self.subject = subject or make_subject(
             model, data, calibration, evaluation, example, checkpoint, preprocess,
-            calibration_images, fold, store_bytes, seed, store_folder,
+            calibration_images, fold, store_bytes, seed, store_folder, output,
         )  # fmt: skip
         first = self._checked(Recipe.preset(recipe) if isinstance(recipe, str) else recipe)
         # A reviewer's, for the report; no part of the recipe or its history.

@@ -199,6 +199,7 @@ def make_subject(
     store_bytes: int | None = None,
     seed: int = 0,
     store_folder: str | os.PathLike[str] | None = None,
+    output: str | int | None = None,
 ) -> Subject:
     """Load and capture a network and its images.  The arguments are those of :class:`Session`."""
     loaded = model if isinstance(model, LoadedModel) else load_model(model, checkpoint)
@@ -224,7 +225,7 @@ def make_subject(
         check_shape(tuning, example)
     # Of the network as it was loaded: folding makes other numbers of it.
     weights = sha256_of(sorted(loaded.module.state_dict().items()))
-    graph = capture(loaded.module, example, fold)
+    graph = capture(loaded.module, example, fold, loaded.output if output is None else output)
     engine = Engine(graph, _store_for(store_bytes, store_folder))
     if store_bytes is not None:
         engine.check_budget()

@@ -22,6 +22,8 @@ from explorer.graph.ir import Graph, Node, Ref
 from explorer.graph.layers import find_layers
 from explorer.graph.passes import fold_batch_norm, fold_constants, with_shapes
 from explorer.graph.repeat import check_repeatable
+from explorer.graph.results import Chosen, choose
+from explorer.graph.results import at as result_at
 from explorer.graph.walk import run as run  # tests read it from here
 from explorer.graph.walk import walk
 
@@ -32,7 +34,7 @@ _SAME_VALUES = {
 }
 
 
-def capture(module: nn.Module, example: Tensor, fold: bool = True) -> Graph:
+def capture(module: nn.Module, example: Tensor, fold: bool = True, output: str | int | None = None) -> Graph:
     """The graph of ``module``.
 
     The network is put through ``torch.export`` with a free batch size and made pure (no operator writes into
@@ -40,9 +42,11 @@ def capture(module: nn.Module, example: Tensor, fold: bool = True) -> Graph:
     here.  The result is compared with the module's own on the example.
 
     Args:
-        module: in eval mode, on the CPU, from one tensor to one tensor (N, classes).
+        module: in eval mode, on the CPU, from one tensor to one, or to a tuple, list, dict or dataclass of several.
         example: one batch, its first axis the batch.
         fold: fold each BatchNorm into the convolution or linear layer before it.
+        output: the name or index of the result that is wanted (``"out"``, ``0``, ``"features.1"``), where the module
+            returns several; what the others alone need is left out.
 
     Raises:
         ModelError: when the network cannot be captured, or does not give the same twice, with the reason and the
@@ -63,9 +67,11 @@ def capture(module: nn.Module, example: Tensor, fold: bool = True) -> Graph:
     # A batch of one is special to torch.export: it would be taken for a constant.
     pair = example if len(example) > 1 else torch.cat([example, example])
     with torch.inference_mode():
-        expected = _only_tensor(_call(module, pair), "result")
-    program = _export(module, pair)
-    graph = with_shapes(fold_constants(_read(program, pair)), pair)
+        returned = _call(module, pair)
+    path = choose(returned, output)
+    expected = result_at(returned, path)
+    program = _export(Chosen(module, path) if path else module, pair)
+    graph = with_shapes(fold_constants(_read(program, pair, Chosen.PREFIX if path else "")), pair)
     if fold:
         graph = with_shapes(fold_batch_norm(graph), pair)
     graph = replace(graph, layers=find_layers(graph))
@@ -83,22 +89,14 @@ def _call(module: nn.Module, example: Tensor) -> Any:
         ) from error
 
 
-def _only_tensor(value: Any, what: str) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, tuple | list) and len(value) == 1 and isinstance(value[0], Tensor):
-        return value[0]
-    kind = type(value).__name__
-    raise ModelError(
-        f"The network's {what} is a {kind}; it must be one tensor. "
-        "Wrap the network in a module that returns the tensor wanted."
-    )
-
-
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     line = next((line.strip() for line in text.splitlines() if line.strip()), text)
     return line if line.endswith((".", "!", "?")) else line + "."
+
+
+# Files that are not the user's code.
+_OURS = re.compile(r"[/\\](torch|explorer)[/\\]")
 
 
 def _where(error: BaseException) -> str:
@@ -107,7 +105,7 @@ def _where(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if not re.search(r"[/\\](torch|explorer)[/\\]", file) and not file.startswith("<"):
+        if not _OURS.search(file) and not file.startswith("<"):
             place = f" (at {file}, line {trace.tb_lineno})"
         trace = trace.tb_next
     return place
@@ -155,7 +153,7 @@ def _silence() -> Iterator[None]:
 def _export_reason(error: Exception, module: nn.Module, pair: Tensor) -> str:
     text = str(error)
     places = re.findall(r'File "([^"]+)", line (\d+)', text)
-    own = [place for place in places if not re.search(r"[/\\]torch[/\\]", place[0])]
+    own = [place for place in places if not _OURS.search(place[0])]
     place = f" (at {own[-1][0]}, line {own[-1][1]})" if own else _where(error)
     if "Constraints violated" in text or "specialized" in text.lower():
         # The export does not say where; the code itself fails there on a batch of another size.
@@ -188,14 +186,9 @@ def _source(node: torch.fx.Node) -> str:
     return f"{places[-1][0]}:{places[-1][1]}" if places else ""
 
 
-def _read(program: ExportedProgram, pair: Tensor) -> Graph:
-    """The program as nodes and constants, as it is."""
+def _read(program: ExportedProgram, pair: Tensor, prefix: str) -> Graph:
+    """The program as nodes and constants, as it is; ``prefix`` comes before the names that the user knows."""
     signature = program.graph_signature
-    if len(signature.user_outputs) != 1:
-        raise ModelError(
-            f"The network has {len(signature.user_outputs)} results; it must have one. "
-            "Wrap it in a module that returns the tensor wanted."
-        )
     owners = {
         **signature.inputs_to_parameters,
         **signature.inputs_to_buffers,
@@ -212,10 +205,10 @@ def _read(program: ExportedProgram, pair: Tensor) -> Graph:
                 tensor = program.state_dict.get(owner, program.constants.get(owner))
                 if not isinstance(tensor, Tensor):
                     raise ModelError(
-                        f"The network keeps {owner!r}, which is not a tensor, and cannot be captured."
+                        f"The network keeps {owner.removeprefix(prefix)!r}, which is no tensor; it cannot be captured."
                     )
                 constants[node.name] = tensor.detach()
-                sources[node.name] = owner
+                sources[node.name] = owner.removeprefix(prefix)
             elif node.name in signature.user_inputs:
                 images = images or node.name
         elif node.op == "call_function":
@@ -226,7 +219,7 @@ def _read(program: ExportedProgram, pair: Tensor) -> Graph:
                     _SAME_VALUES.get(node.target, node.target),
                     _argument(node.args),
                     _argument(dict(node.kwargs)),
-                    stack[-1][0] if stack else "",
+                    (stack[-1][0] + ".").removeprefix(prefix).removesuffix(".") if stack else "",
                     _source(node),
                 )
             )

@@ -34,7 +34,8 @@ class LoadedModel:
     """A network ready to be captured, with what is known about its inputs.
 
     ``module`` is in eval mode and on the CPU.  ``example`` is one input (1, C, H, W); ``data`` and
-    ``calibration`` are the names of images that fit.  A factory may return one, to say these things itself.
+    ``calibration`` are the names of images that fit.  ``output`` is the result that is wanted where ``module``
+    returns several.  A factory may return one, to say these things itself.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LoadedModel:
     data: str | None = None
     calibration: str | None = None
     classes: tuple[str, ...] | None = None
+    output: str | int | None = None
 
 
 def load_model(spec: Any, checkpoint: str | os.PathLike[str] | None = None) -> LoadedModel:
