@@ -1,7 +1,7 @@
 """The command line: the same questions without a page.
 
 Exit codes: 0 when the question was answered, 2 when the input was bad (one sentence on standard error),
-130 when interrupted.
+130 when interrupted.  ``check`` answers with 0, 1 and 3 (see ``VERDICTS``).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,16 +26,21 @@ from explorer.sources import (
     ZOO,
     Notes,
     atomic_write,
+    junit,
     load_notes,
     load_recipe,
     node_data,
 )
 from explorer.study import (
     DEFAULT_FORMATS,
+    ESTABLISHED,
+    EXCLUDED,
     MEASURES,
     METHODS,
     OWN,
     TENSOR_CHOICES,
+    UNDECIDED,
+    Check,
     Comparison,
     Diagnosis,
     Evaluation,
@@ -46,6 +52,9 @@ from explorer.study.metrics import Interval
 from explorer.subject import DEFAULT_MODEL
 
 T = TypeVar("T")
+
+VERDICTS = {EXCLUDED: 0, ESTABLISHED: 1, UNDECIDED: 3}
+"""The exit codes of ``check``."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,6 +152,20 @@ def _parser() -> argparse.ArgumentParser:
             metavar="SCORE",
             help=f"which number --node-data writes: {', '.join(NODE_SCORES)} (default: {first})",
         )
+    checked = commands.add_parser(
+        "check",
+        parents=[common, answer, limited, kept],
+        help="for a build server: exit code 0 when a larger drop than the one allowed is excluded, "
+        "1 when it is established, 3 when the images cannot tell",
+    )
+    checked.add_argument(
+        "--max-drop",
+        type=float,
+        required=True,
+        metavar="POINTS",
+        help="how much less than the float network's the accuracy may be: 0.5 is half a point",
+    )
+    checked.add_argument("--junit", metavar="FILE", help="write the result as JUnit's XML")
     against = commands.add_parser(
         "compare",
         parents=[common, answer, limited, narrow],
@@ -362,6 +385,34 @@ def _evaluate(session: Session, options: argparse.Namespace) -> None:
     _line("size", f"{result.size_bytes:,} bytes", f"float {result.size_bytes_float:,} ({ratio:.2f} times)")
     ratio = result.bops_float / max(result.bops, 1)
     _line("BOPs for one image", f"{result.bops:,}", f"float {result.bops_float:,} ({ratio:.2f} times)")
+
+
+def _check(session: Session, options: argparse.Namespace) -> int:
+    begun = time.perf_counter()
+    if not 0 <= options.max_drop < 100:
+        raise ExplorerError(f"--max-drop is in points, from 0 to below 100, not {options.max_drop:g}.")
+    total = session.subject.evaluation.count(options.limit)
+    steps = session.check_steps(options.max_drop / 100, None, options.limit)
+    result: Check = _last(steps, total, lambda check: check.evaluation.images)
+    if options.junit is not None:
+        e = result.evaluation
+        held = {"recipe": e.recipe, "images": e.images, "delta": e.delta, "size_bytes": e.size_bytes}
+        kinds = {ESTABLISHED: {"failure": ESTABLISHED}, UNDECIDED: {"error": UNDECIDED}}
+        _save(
+            junit(
+                f"{e.model} on {e.data}",
+                f"{options.recipe} drops by at most {options.max_drop:g} points",
+                result.sentence,
+                time.perf_counter() - begun,
+                properties=held,
+                **kinds.get(result.verdict, {}),
+            ),
+            options.junit,
+        )
+    code = VERDICTS[result.verdict]
+    if _write({**result.to_dict(), "exit_code": code}, options.json):
+        print(result.sentence)
+    return code
 
 
 def _compare(session: Session, options: argparse.Namespace) -> None:
@@ -610,9 +661,10 @@ def _serve(options: argparse.Namespace) -> None:
     serve(port=options.port, address=options.address, show=options.show, **_arguments(options))
 
 
-QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], None]] = {
+QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], int | None]] = {
     "layers": _layers,
     "evaluate": _evaluate,
+    "check": _check,
     "compare": _compare,
     "history": _history,
     "sensitivity": _sensitivity,
@@ -632,7 +684,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "serve":
             _serve(options)
         else:
-            QUESTIONS[options.command](Session(**_arguments(options)), options)
+            return QUESTIONS[options.command](Session(**_arguments(options)), options) or 0
     except ExplorerError as error:
         print(f"explorer: {error}", file=sys.stderr)
         return 2

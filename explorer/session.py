@@ -38,6 +38,7 @@ from explorer.study import (
     Additivity,
     Against,
     Channels,
+    Check,
     Comparison,
     Curves,
     Diagnosis,
@@ -61,6 +62,7 @@ from explorer.study import (
     additivity,
     against_of,
     by_loss,
+    check_steps,
     compare_steps,
     curve_steps,
     depth_steps,
@@ -548,6 +550,28 @@ class Session:
     ) -> Evaluation:
         """The last of the evaluations of a recipe; see :meth:`evaluate_steps`."""
         return deque(self.evaluate_steps(recipe, images, interval), maxlen=1)[0]
+
+    def check_steps(
+        self, max_drop: float, recipe: Recipe | str | None = None, images: int | None = None
+    ) -> Iterator[Check]:
+        """Whether a recipe (the present one if None) costs more accuracy than is allowed: more and more certain.
+
+        It ends as soon as a larger drop is established or excluded, or when all images are seen.
+
+        Args:
+            max_drop: what is allowed, as a share: 0.005 is half a point.
+            recipe: a recipe or a preset's name.
+            images: how many images at most, None for all.
+
+        Raises:
+            SchemeError: for a drop that is no share from 0 to below 1.
+            RecipeError, DataError: as in :meth:`evaluate_steps`.
+        """
+        yield from check_steps(self.evaluate_steps(recipe, images), max_drop)
+
+    def check(self, max_drop: float, recipe: Recipe | str | None = None, images: int | None = None) -> Check:
+        """The last of :meth:`check_steps`: its ``verdict`` is ``excluded``, ``established`` or ``undecided``."""
+        return deque(self.check_steps(max_drop, recipe, images), maxlen=1)[0]
 
     def compare_steps(
         self,

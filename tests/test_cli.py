@@ -27,6 +27,13 @@ def data():
 def many():
     return images(1200)
 
+def flat():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(images()[0][0].numel(), 5))
+
+def unlabelled():
+    return images(300)[0]
+
 def branches():
     class Branches(torch.nn.Module):
         def forward(self, x):

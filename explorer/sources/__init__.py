@@ -14,6 +14,7 @@ from explorer.sources.data import (
 from explorer.sources.digests import sha256_of
 from explorer.sources.files import atomic_write
 from explorer.sources.foreign import FOREIGN_SUFFIXES, read_foreign
+from explorer.sources.junit import junit
 from explorer.sources.models import LoadedModel, load_model, load_weights, read_checkpoint
 from explorer.sources.nodedata import NODE_SCORES, node_data
 from explorer.sources.notes import Notes, load_notes
@@ -42,6 +43,7 @@ __all__ = [
     "check_shape",
     "csv_bytes",
     "from_loader",
+    "junit",
     "load_data",
     "load_model",
     "load_notes",

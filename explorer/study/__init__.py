@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from explorer.study.channels import Channels, dynamic_channels, input_channels, weight_channels
+from explorer.study.check import ESTABLISHED, EXCLUDED, UNDECIDED, Check, check_steps
 from explorer.study.compare import Comparison, compare_steps
 from explorer.study.curve import Curves, Effect, curve_steps, effect
 from explorer.study.depth import Depth, depth_steps
@@ -26,14 +27,18 @@ from explorer.study.trials import COSTS, Differences, Outcome, Trial, Trials
 __all__ = [
     "COSTS",
     "DEFAULT_FORMATS",
+    "ESTABLISHED",
+    "EXCLUDED",
     "MEASURES",
     "METHODS",
     "OWN",
     "RULES",
     "TENSOR_CHOICES",
+    "UNDECIDED",
     "Additivity",
     "Against",
     "Channels",
+    "Check",
     "Comparison",
     "Curves",
     "Depth",
@@ -68,6 +73,7 @@ __all__ = [
     "additivity",
     "against_of",
     "by_loss",
+    "check_steps",
     "compare_steps",
     "curve_steps",
     "depth_steps",
