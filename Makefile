@@ -9,7 +9,7 @@ serve: $(VENV)/installed
 	$(BIN)/panel serve apps/main.py --show
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -17,6 +17,7 @@ from explorer import hand
 from explorer.errors import JobError
 from explorer.hand import HAND, Hand
 from explorer.jobs import SHARE, Pace, Progress, Worker
+from tests.loops import elsewhere
 from tests.small import images, tiny
 
 SECONDS = 30
@@ -364,10 +365,10 @@ def test_a_browser_that_leaves_is_no_error(caplog):
     loop = asyncio.new_event_loop()
     for _ in range(2):
         runs.ignore_departures(loop)
-    loop.run_until_complete(lose(WebSocketClosedError()))
+    elsewhere(lambda: loop.run_until_complete(lose(WebSocketClosedError())))
     gc.collect()
     assert "never retrieved" not in caplog.text
-    loop.run_until_complete(lose(ValueError("a mistake")))
+    elsewhere(lambda: loop.run_until_complete(lose(ValueError("a mistake"))))
     gc.collect()
     assert "a mistake" in caplog.text
     loop.close()
@@ -411,4 +412,4 @@ def test_a_message_that_was_left_behind_is_sent(monkeypatch: pytest.MonkeyPatch)
         browser.writing[-1].set_result(None)
         return browser.sent
 
-    assert asyncio.run(race()) == ["first", "second"]
+    assert elsewhere(lambda: asyncio.run(race())) == ["first", "second"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import explorer as qx
+from tests.loops import elsewhere
 from tests.small import images, tiny
 
 
@@ -42,7 +43,7 @@ def test_a_movement_ends_when_the_recipe_is_changed_elsewhere() -> None:
         finally:
             ended(hand)
 
-    asyncio.run(drag())
+    elsewhere(lambda: asyncio.run(drag()))
 
 
 def test_a_hand_that_rests_is_still_at_it_while_its_button_is_down() -> None:
@@ -99,7 +100,7 @@ def test_a_hand_that_rests_is_still_at_it_while_its_button_is_down() -> None:
         finally:
             ended(hand)
 
-    asyncio.run(drag())
+    elsewhere(lambda: asyncio.run(drag()))
 
 
 def test_a_range_that_the_browser_says_back_is_no_movement() -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 
 import explorer as qx
+from tests.loops import elsewhere
 from tests.small import images, tiny
 
 
@@ -39,7 +40,7 @@ def test_a_hand_that_is_quicker_than_the_history_is_its_last_step(tmp_path: Path
             for thread in set(threading.enumerate()) - before:
                 thread.join(30)
 
-    asyncio.run(open_again())
+    elsewhere(lambda: asyncio.run(open_again()))
 
 
 def test_a_connection_to_a_browser_sends_each_message_at_once() -> None:
