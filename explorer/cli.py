@@ -87,6 +87,16 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration-images", type=_positive, default=512, metavar="N", help="default: %(default)s"
     )
     group.add_argument(
+        "--subset", type=_positive, metavar="N", help="explore N of the images, the same share of each class"
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="of the subset and of the order (default: %(default)s)",
+    )
+    group.add_argument(
         "--preprocess",
         nargs="+",
         metavar="KEY=VALUE",
@@ -273,6 +283,8 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "preprocess": " ".join(options.preprocess) if options.preprocess else None,
         "recipe": load_recipe(options.recipe),
         "calibration_images": options.calibration_images,
+        "subset": options.subset,
+        "seed": options.seed,
         "fold": not options.no_fold,
         "store_bytes": options.store_bytes,
         "store_folder": options.store_folder,

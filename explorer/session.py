@@ -117,13 +117,15 @@ class Session:
         calibration_images: how many of the calibration images are used.
         fold: fold BatchNorm into the layer before it.
         store_bytes: budget for intermediate results; None shares one store of a quarter of the free memory.
-        seed: of the order in which images are seen.
+        seed: of the order in which images are seen, and of ``subset``.
         store_folder: keeps what takes long to compute for other processes; None keeps it in memory only.
         subject: a network and images that another session has loaded; the arguments above, ``recipe`` apart,
             are then left out.
         project: a folder of yours in which the configurations tried outlive the process; None keeps them in memory.
         output: the name or index of the result that is wanted (``"out"``, ``0``, ``"features.1"``), of a network
             that returns several.
+        subset: so many of the images, drawn with the same share of each class, are all that is evaluated on; None
+            takes all.
 
     Raises:
         ModelError, CheckpointError, DataError, RecipeError: for what cannot be read or does not fit.
@@ -148,10 +150,11 @@ class Session:
         store_folder: str | os.PathLike[str] | None = None,
         project: str | os.PathLike[str] | None = None,
         output: str | int | None = None,
+        subset: int | None = None,
     ) -> None:
         self.subject = subject or make_subject(
             model, data, calibration, evaluation, example, checkpoint, preprocess,
-            calibration_images, fold, store_bytes, seed, store_folder, output,
+            calibration_images, fold, store_bytes, seed, store_folder, output, subset,
         )  # fmt: skip
         first = self._checked(Recipe.preset(recipe) if isinstance(recipe, str) else recipe)
         # A reviewer's, for the report; no part of the recipe or its history.

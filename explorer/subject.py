@@ -200,6 +200,7 @@ def make_subject(
     seed: int = 0,
     store_folder: str | os.PathLike[str] | None = None,
     output: str | int | None = None,
+    subset: int | None = None,
 ) -> Subject:
     """Load and capture a network and its images.  The arguments are those of :class:`Session`."""
     loaded = model if isinstance(model, LoadedModel) else load_model(model, checkpoint)
@@ -211,7 +212,7 @@ def make_subject(
         raise DataError(
             "This network comes without images; give data= (or --data): a folder, an .npz or a loader."
         )
-    images = load_data(chosen, wish, default=loaded.preprocess)
+    images = load_data(chosen, wish, default=loaded.preprocess, subset=subset, seed=seed)
     if calibration is None and isinstance(chosen, str) and chosen == loaded.data:
         calibration = loaded.calibration
     # Without images of their own, ranges are set on some of those that are evaluated; the report says so.

@@ -1,20 +1,14 @@
 """Where networks, weights and images come from, and how files are written."""
 
-from explorer.sources.data import (
-    ZOO_DATA,
-    ArrayData,
-    Batch,
-    Data,
-    FolderData,
-    Subset,
-    check_shape,
-    from_loader,
-    load_data,
-)
+from explorer.sources.collect import from_loader
+from explorer.sources.data import ZOO_DATA, check_shape, load_data
+from explorer.sources.dataset import DatasetData
 from explorer.sources.digests import sha256_of
 from explorer.sources.files import atomic_write
+from explorer.sources.folder import FolderData
 from explorer.sources.foreign import FOREIGN_SUFFIXES, read_foreign
 from explorer.sources.junit import junit
+from explorer.sources.images import ArrayData, Batch, Data, Skipped, Subset
 from explorer.sources.models import LoadedModel, load_model, load_weights, read_checkpoint
 from explorer.sources.nodedata import NODE_SCORES, node_data
 from explorer.sources.notes import Notes, load_notes
@@ -33,11 +27,13 @@ __all__ = [
     "ArrayData",
     "Batch",
     "Data",
+    "DatasetData",
     "FolderData",
     "LoadedModel",
     "Notes",
     "Preprocess",
     "Project",
+    "Skipped",
     "Subset",
     "atomic_write",
     "check_shape",
