@@ -7,8 +7,8 @@ from explorer.sources.digests import sha256_of
 from explorer.sources.files import atomic_write
 from explorer.sources.folder import FolderData
 from explorer.sources.foreign import FOREIGN_SUFFIXES, read_foreign
-from explorer.sources.junit import junit
 from explorer.sources.images import ArrayData, Batch, Data, Skipped, Subset
+from explorer.sources.junit import junit
 from explorer.sources.models import LoadedModel, load_model, load_weights, read_checkpoint
 from explorer.sources.nodedata import NODE_SCORES, node_data
 from explorer.sources.notes import Notes, load_notes
