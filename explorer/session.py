@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from explorer.calibrate import Sample
+from explorer.concise import concise
 from explorer.cost import cost
 from explorer.errors import (
     LayerError,
@@ -289,6 +290,8 @@ class Session:
     ) -> None:
         """Change some fields of some layers in one step of history.
 
+        Where the recipe can say the same of this network's layers in fewer lines, it then does.
+
         Args:
             layers: their names.
             weight: the fields of their weights that change, or a scheme.
@@ -304,6 +307,7 @@ class Session:
         for name in layers:
             self._layer(name)
             recipe = recipe.with_layer(name, weight=weight, input=input)
+        recipe = concise(recipe, self.layer_names)
         if join and join == self._joined and recipe != self.recipe:
             # What this movement has changed so far gives way.
             self._history[self._at] = self._checked(recipe)

@@ -25,6 +25,7 @@ RANKS = [
     {"calibrate"},
     {"scheme"},
     {"recipe"},
+    {"concise"},
     {"tensor"},
     {"graph"},
     {"cost"},
