@@ -22,9 +22,29 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Characters of a message: names and values in it come from files and may be of any length.
+LONGEST = 1_000
+
 
 class ExplorerError(ValueError):
-    """The base of all errors raised on purpose."""
+    """The base of all errors raised on purpose.
+
+    A name in a file may hold anything: what no screen shows, or a terminal would take for a command, is written
+    as an escape, and a message of more than ``LONGEST`` characters loses its middle.
+
+    >>> str(ExplorerError("There is no layer fc\x1b[2J."))
+    'There is no layer fc\\\\x1b[2J.'
+    """
+
+    def __init__(self, message: str = "") -> None:
+        text = message if message.isprintable() else "".join(map(_shown, message))
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST * 3 // 4]} ... {text[-LONGEST // 5 :]}"
+        super().__init__(text)
+
+
+def _shown(letter: str) -> str:
+    return letter if letter.isprintable() else letter.encode("unicode_escape").decode()
 
 
 class SchemeError(ExplorerError):

@@ -11,6 +11,9 @@ from explorer.errors import RecipeError
 
 T = TypeVar("T")
 
+# What people write is nested four deep; PyYAML takes quadratic time over deeper and deeper files.
+DEEPEST = 16
+
 
 def parsed(what: str, parse: Callable[[], T]) -> T:
     """What ``parse`` makes of a text.
@@ -32,8 +35,38 @@ def parsed(what: str, parse: Callable[[], T]) -> T:
     except RecipeError:
         raise
     # A value that is not of the type that its tag names fails in PyYAML in any of these ways.
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise RecipeError(f"{what} not YAML: {where}{' '.join(problem.split())}.") from None
+
+
+def check_events(text: str, what: str) -> None:
+    """Refuse YAML that would take long to read.
+
+    Args:
+        text: the YAML.
+        what: it is, at the beginning of a sentence, as in "A recipe".
+
+    Raises:
+        RecipeError: for an alias, and for more than ``DEEPEST`` levels.
+
+    >>> check_events("a: [1, [2]]", "A recipe")
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        # An alias can make a short file stand for an endless one.
+        if isinstance(event, yaml.AliasEvent):
+            raise RecipeError(f"{what} may not use YAML aliases (*name); write the fields out.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise RecipeError(f"{what} is nested too deeply.")

@@ -18,7 +18,7 @@ import yaml
 
 from explorer.errors import RecipeError, SchemeError, nearest, unknown
 from explorer.formats import FORMATS
-from explorer.plainyaml import parsed
+from explorer.plainyaml import check_events, parsed
 from explorer.scheme import FIELDS, MODES, TENSORS, WEIGHTS_STAY, LayerConfig, TensorScheme
 
 __all__ = [
@@ -362,7 +362,7 @@ class Recipe:
             )
 
         def parse() -> tuple[Any, Any]:
-            _check_events(text)
+            check_events(text, "A recipe")
             return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
 
         data, node = parsed("The recipe is", parse)
@@ -392,22 +392,6 @@ class Recipe:
         except RecursionError:
             raise RecipeError("The recipe is nested too deeply.") from None
         return _from_data(data, {})
-
-
-# Recipe files are nested four deep; PyYAML takes quadratic time over deeper and deeper ones.
-_DEEPEST = 16
-
-
-def _check_events(text: str) -> None:
-    """Refuse YAML that would take long to read."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        # An alias can make a short file stand for an endless one.
-        if isinstance(event, yaml.AliasEvent):
-            raise RecipeError("A recipe may not use YAML aliases (*name); write the fields out.")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
-            raise RecipeError("The recipe is nested too deeply.")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

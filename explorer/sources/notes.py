@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from explorer.errors import LayerError, RecipeError, nearest, unknown
-from explorer.plainyaml import parsed
+from explorer.plainyaml import check_events, parsed
 
 VERSION = 1
 # Characters of one note, and of a file of them.
@@ -110,7 +110,12 @@ class Notes:
             raise RecipeError(
                 f"Notes of {len(text):,} characters are too long; {LONGEST_FILE:,} are read at most."
             )
-        return Notes.from_dict(parsed("The notes are", lambda: yaml.safe_load(text)))
+
+        def parse() -> Any:
+            check_events(text, "A file of notes")
+            return yaml.safe_load(text)
+
+        return Notes.from_dict(parsed("The notes are", parse))
 
 
 def load_notes(path: str) -> Notes:

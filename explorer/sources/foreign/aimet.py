@@ -107,9 +107,11 @@ def _first(name: str, encoding: Any, role: str) -> dict[str, Any] | str:
     else:
         scale, offset = numbers(head["scale"], name), numbers(head["offset"], name, whole=True)
     scale, offset = scale.reshape(-1), offset.reshape(-1)
-    steps = _steps(head, bits)
     if not 2 <= bits <= 32:
         raise ParametersError(f"{name!r} has codes of {bits} bits.")
+    if not scale.numel() or offset.numel() != scale.numel():
+        raise ParametersError(f"{name!r} has {scale.numel()} scales and {offset.numel()} offsets.")
+    steps = _steps(head, bits)
     if role == "weight" and name.endswith("bias"):
         return BIAS
     if symmetric and scale.numel() and bool((offset == offset[0]).all()) and int(offset[0]) < 0:
