@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from explorer.errors import ProjectError
@@ -74,7 +74,10 @@ def test_damage_costs_the_damaged_entries_only(
         if data.draw(st.booleans()):
             del content[place:]
         else:
+            before = content[place]
             content[place] ^= data.draw(st.integers(1, 255))
+            # Between the values of JSON one white space is as good as another.
+            assume(not bytes([before, content[place]]).isspace())
         file.write_bytes(content)
     whole = {digest: each for digest, each in kept.items() if digest not in {file.stem for file in damaged}}
     with warnings.catch_warnings(record=True) as told:
