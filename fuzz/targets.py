@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
@@ -23,6 +24,7 @@ from explorer.recipe import PRESETS, Recipe
 from explorer.sources import (
     Notes,
     Project,
+    load_data,
     load_model,
     load_notes,
     load_recipe,
@@ -200,6 +202,44 @@ def _checkpoints() -> list[bytes]:
     return [saved(state), saved(wrapped), saved(tied), old.getvalue(), touch, hostile()]
 
 
+def _arrays() -> list[bytes]:
+    kinds: list[dict[str, Any]] = [
+        {"images": np.zeros((2, 4, 4), np.uint8), "labels": np.arange(2)},
+        {"images": np.zeros((2, 1, 4, 4), np.float32), "labels": np.arange(2, dtype=np.uint8)},
+        {"images": np.array([_Touch(), 1], object)},
+    ]
+    found = []
+    for arrays in kinds:
+        for save in (np.savez, np.savez_compressed):
+            whole = io.BytesIO()
+            save(whole, **arrays)
+            found.append(whole.getvalue())
+    return found
+
+
+def _images() -> list[bytes]:
+    found = []
+    for mode in ("L", "RGB", "P", "RGBA", "1", "I;16", "CMYK"):
+        for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
+            whole = io.BytesIO()
+            try:
+                Image.new(mode, (5, 4)).save(whole, kind)
+            except (OSError, KeyError, ValueError):  # this kind of file has no such pixels
+                continue
+            found.append(whole.getvalue())
+    return found
+
+
+def _read_image(data: bytes, folder: Path) -> Any:
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    try:
+        (pictures / "one.png").write_bytes(data)
+        return load_data(str(pictures)).read([0])
+    finally:
+        _remove(pictures)
+
+
 # -- other tools' parameters ------------------------------------------------------------------------------------
 
 
@@ -287,6 +327,8 @@ TARGETS: dict[str, Target] = {
         Target("safetensors", lambda: [save_safetensors(net().state_dict())],
                on_disk(".safetensors", lambda path: load_model(net(), path)), mutate.as_safetensors),
         Target("checkpoint", _checkpoints, on_disk(".pt", lambda path: load_model(net(), path)), mutate.as_zip),
+        Target("npz", _arrays, on_disk(".npz", lambda path: load_data(path).read([0])), mutate.as_zip),
+        Target("image", _images, _read_image),
         Target("encodings", _encodings, _foreign(".encodings"), mutate.as_json),
         Target("foreign-state", _quantized_states, _foreign(".pt"), mutate.as_zip),
         Target("foreign-onnx", _quantized_models, _foreign(".onnx"), mutate.as_onnx),
