@@ -137,6 +137,16 @@ def plan(
         given = weight_params(layer, config.weight) if weight_params and layer.weight else None
         if given is not None:
             weights[name] = given
+    return worked_out(graph, configs, params, weights)
+
+
+def worked_out(
+    graph: Graph,
+    configs: Mapping[str, LayerConfig],
+    params: Mapping[str, tuple[QParams, ...]],
+    weights: Mapping[str, QParams],
+) -> Plan:
+    """The plan of schemes and parameters that are known: the key of every node.  See :class:`Plan`."""
     keys: dict[str, str] = {graph.input: "images", **graph.digests}
     here = environment()
     for node in graph.nodes:

@@ -7,25 +7,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
-
 from explorer.cost import cost
 from explorer.graph import Engine, Plan
 from explorer.recipe import Difference, Recipe
 from explorer.study.evaluate import (
-    Examples,
     Flip,
     Flips,
     ScoreList,
     Scores,
     check_interval,
-    counted,
     finite,
     right_classes,
     stop_reason,
 )
 from explorer.study.metrics import Interval, mean_interval, paired, sample_size, wilson
 from explorer.study.shown import Told
+from explorer.study.tasks import Answer, Elsewhere, Examples, Task, answers, counted
 
 
 @dataclass(frozen=True)
@@ -160,6 +157,36 @@ def needed(won: int, lost: int, count: int, interval: Interval) -> tuple[int | N
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Compared(Answer):
+    """Two recipes on one batch: each image's scores under either, and the flips from the second to the first."""
+
+    scores: tuple[Scores, Scores]
+    flips: Flips
+
+
+@dataclass(frozen=True, eq=False)
+class Compare(Task[Compared]):
+    """What two recipes do on a batch.
+
+    Args:
+        plans: the two worked out.
+        floats: the float network worked out.
+    """
+
+    plans: tuple[Plan, Plan]
+    floats: Plan
+
+    def answer(self, engine: Engine, examples: Examples) -> Compared:
+        output = engine.graph.output
+        reference = engine.run(self.floats, examples.batch)[output]
+        first, second = (engine.run(plan, examples.batch)[output] for plan in self.plans)
+        one, other = (Scores.of(result, reference, examples.labels) for result in (first, second))
+        flips = Flips()
+        flips.add(examples, second, first, right_classes(reference, examples.labels))
+        return Compared(examples.indices, examples.labels is not None, (one, other), flips)
+
+
 def compare_steps(
     engine: Engine,
     plans: tuple[Plan, Plan],
@@ -172,6 +199,7 @@ def compare_steps(
     data: str = "",
     calibration: str = "",
     interval: float | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Iterator[Comparison]:
     """Sharper and sharper comparisons of two recipes, one after each batch.
 
@@ -187,24 +215,23 @@ def compare_steps(
         data: a name to report.
         calibration: a text to report.
         interval: stop when the 95% interval of the paired difference is as narrow as this.
+        elsewhere: who computes; None: this process.
 
     Raises:
         DataError: for images that cannot be read, labels beyond the classes, or when there is no image.
     """
     check_interval(interval)
-    output = engine.graph.output
     costs = [cost(engine.graph, recipe) for recipe in recipes]
     names = [layer.name for layer in engine.graph.layers if layer.quantizable]
     differences = recipes[1].diff(recipes[0], names)
     seen, flips = (ScoreList(), ScoreList()), Flips()
     agreement = False
-    for examples in counted(batches, total):
-        agreement = agreement or examples.labels is None
-        reference: Tensor = engine.run(floats, examples.batch)[output]
-        first, second = (engine.run(plan, examples.batch)[output] for plan in plans)
-        for scores, result in zip(seen, (first, second), strict=True):
-            scores.append(Scores.of(result, reference, examples.labels))
-        flips.add(examples, second, first, right_classes(reference, examples.labels))
+    found = answers(engine, batches, Compare(plans, floats), total, elsewhere)
+    for answer in counted(found, total):
+        agreement = agreement or not answer.labelled
+        for scores, more in zip(seen, answer.scores, strict=True):
+            scores.append(more)
+        flips.extend(answer.flips)
         one, other = (scores.all for scores in seen)
         images = len(one.right)
         won, lost = len(flips.won), len(flips.lost)

@@ -15,6 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,13 @@ from explorer.graph import Batch, Calibration, Engine, Layer, Plan, plan
 from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import LayerConfig, Recipe, TensorScheme
 from explorer.study.channels import least_of
-from explorer.study.evaluate import Examples, Reference, ScoreList, finite, weight_sums
+from explorer.study.evaluate import Examples, ScoreList, finite, weight_sums
 from explorer.study.measures import MEASURES
 from explorer.study.metrics import ErrorSums, Interval
 from explorer.study.rules import RULES, Facts, groups_of, shape_of
 from explorer.study.shown import Told
+from explorer.study.sweep import Tries
+from explorer.study.tasks import Divisible, Elsewhere, divided
 from explorer.tensor import fit_tensor
 
 # Calibration images that are looked at, and evaluation images that changes are tried on unless said otherwise.
@@ -171,6 +174,7 @@ class Patient:
         batches: the first so many evaluation images, in the fixed order.
         total: how many evaluation images changes are tried on.
         recipe: the one that is diagnosed.
+        elsewhere: who tries changes on the network; None: this process.
     """
 
     engine: Engine
@@ -180,6 +184,7 @@ class Patient:
     batches: Callable[[int], Iterator[Examples]]
     total: int
     recipe: Recipe
+    elsewhere: Elsewhere | None = None
 
     @property
     def layers(self) -> list[Layer]:
@@ -519,22 +524,22 @@ def diagnosis_steps(patient: Patient) -> Iterator[Diagnosis]:
 
 def _try(patient: Patient, found: Diagnosis) -> Iterator[Diagnosis]:
     """The network under the recipe with each change, against the recipe without it, on the same images."""
-    engine, output = patient.engine, patient.engine.graph.output
     current = list(found.findings)
     base, scores = ScoreList(), [ScoreList() for _ in current]
-    plain, plans = patient.plan(patient.recipe), dict[int, Plan]()
-    open_ones = list(range(len(current)))
-    for examples in patient.batches(patient.total):
-        found = replace(found, agreement=found.agreement or examples.labels is None)
-        # What the rows start from is kept while this batch lasts.
-        kept = list(engine.values(patient.floats, examples.batch, (output,)))
-        reference = Reference(kept[0][1], examples.labels)
-        made = [
-            value
-            for name, value in engine.values(plain, examples.batch, engine.graph.made_of)
-            if name == output
-        ]
-        base.append(reference.scores(made[0]))
+    plain, open_ones = patient.plan(patient.recipe), list(range(len(current)))
+
+    @cache
+    def worked_out(at: int) -> Plan:
+        return patient.plan(current[at].apply(patient.recipe))
+
+    def task(tried: Sequence[int]) -> Tries:
+        return Tries(patient.floats, plain, ((at, worked_out(at)) for at in tried), strict=True)
+
+    question = Divisible(lambda: open_ones, task)
+    batches = patient.batches(patient.total)
+    for answer in divided(patient.engine, batches, question, patient.total, patient.elsewhere):
+        found = replace(found, agreement=found.agreement or not answer.labelled)
+        base.append(answer.base)
         seen = base.all
         found = replace(
             found,
@@ -543,13 +548,10 @@ def _try(patient: Patient, found: Diagnosis) -> Iterator[Diagnosis]:
             top1_float=float(seen.right_float.mean()),
             images=len(seen.kl),
         )
-        for at in open_ones:
-            if at not in plans:
-                plans[at] = patient.plan(current[at].apply(patient.recipe))
-            result = engine.run(plans[at], examples.batch, keep=False)[output]
-            scores[at].append(reference.scores(result))
+        for at, more in answer.pieces:
+            scores[at].append(more)
             current[at] = _tried(current[at], base, scores[at])
-            if found.images == len(scores[at].all.kl) == len(examples.indices):
+            if found.images == len(scores[at].all.kl) == len(answer.indices):
                 yield replace(found, findings=_sorted(current))
         ended = found.images >= patient.total
         still = [] if ended else [at for at in open_ones if not _clear(current[at])]

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,23 +32,13 @@ from explorer.study.metrics import (
     wilson,
 )
 from explorer.study.shown import Told
+from explorer.study.tasks import Answer, Elsewhere, Task, answers, counted
+from explorer.study.tasks import Examples as Examples  # those who evaluate read it from here
 from explorer.tensor import bits_per_value
 
 # An evaluation does not stop before so many images, however wide the interval may be.
 MINIMUM_IMAGES = 200
 NARROW, ALL = "narrow enough", "all images"
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """One batch and what is known to be right: int64 ``(images,)``, or None where nobody knows.
-
-    ``indices`` are the images' numbers in the data set.
-    """
-
-    batch: Batch
-    labels: Tensor | None
-    indices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -353,6 +344,11 @@ class Flips:
             )
             (self.won if second[at] == target[at] else self.lost).append(flip)
 
+    def extend(self, more: Flips) -> None:
+        """Add those of the next batch."""
+        self.won += more.won
+        self.lost += more.lost
+
 
 def output_sqnr(scores: Scores) -> float:
     """The SQNR of the network's result over all images, dB."""
@@ -495,21 +491,38 @@ def stop_reason(interval: Interval, target: float | None, images: int, total: in
     return NARROW if narrow and images >= MINIMUM_IMAGES else ""
 
 
-def counted(batches: Iterable[Examples], total: int) -> Iterator[Examples]:
-    """The batches; when one cannot be read the error says how many images came before it.
+@dataclass(frozen=True, eq=False)
+class Evaluated(Answer):
+    """What a recipe does on one batch: each image's scores and flips, and the errors of each layer's input."""
 
-    Raises:
-        DataError: from reading, or when there is no image.
+    scores: Scores
+    flips: Flips
+    inputs: dict[str, ErrorSums]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluate(Task[Evaluated]):
+    """What a recipe does on a batch.
+
+    Args:
+        plan: the recipe worked out.
+        floats: the float network worked out.
     """
-    done = 0
-    try:
-        for examples in batches:
-            yield examples
-            done += len(examples.batch.images)
-    except DataError as error:
-        raise DataError(f"{error} {done:,} of {total:,} images were finished before it.") from error
-    if not done:
-        raise DataError("There is no image to evaluate on.")
+
+    plan: Plan
+    floats: Plan
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        return _input_names(self.plan, self.floats)
+
+    def answer(self, engine: Engine, examples: Examples) -> Evaluated:
+        sums, reference = _input_sums(engine, self.plan, self.floats, examples.batch, self._names)
+        result = engine.run(self.plan, examples.batch)[engine.graph.output]
+        scores = Scores.of(result, reference, examples.labels)
+        flips = Flips()
+        flips.add(examples, reference, result, right_classes(reference, examples.labels))
+        return Evaluated(examples.indices, examples.labels is not None, scores, flips, sums)
 
 
 def evaluate_steps(
@@ -523,6 +536,7 @@ def evaluate_steps(
     data: str = "",
     calibration: str = "",
     interval: float | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Iterator[Evaluation]:
     """Better and better evaluations of a recipe, one after each batch.
 
@@ -537,6 +551,7 @@ def evaluate_steps(
         data: a name to report.
         calibration: a text to report.
         interval: stop when the 95% interval of the paired difference is as narrow as this.
+        elsewhere: who computes; None: this process.
 
     Raises:
         DataError: for images that cannot be read, labels beyond the classes, or when there is no image.
@@ -544,17 +559,16 @@ def evaluate_steps(
     check_interval(interval)
     graph = engine.graph
     costs, float_costs = cost(graph, recipe), cost(graph, Recipe.preset("fp32"))
-    reports, names = layer_reports(engine, plan, costs), _input_names(plan, floats)
+    reports = layer_reports(engine, plan, costs)
     seen, flips = ScoreList(), Flips()
     inputs: dict[str, ErrorSums] = {}
     agreement = False
-    for examples in counted(batches, total):
-        agreement = agreement or examples.labels is None
-        sums, reference = _input_sums(engine, plan, floats, examples.batch, names)
-        result = engine.run(plan, examples.batch)[graph.output]
-        seen.append(Scores.of(result, reference, examples.labels))
-        flips.add(examples, reference, result, right_classes(reference, examples.labels))
-        for name, more in sums.items():
+    found = answers(engine, batches, Evaluate(plan, floats), total, elsewhere)
+    for answer in counted(found, total):
+        agreement = agreement or not answer.labelled
+        seen.append(answer.scores)
+        flips.extend(answer.flips)
+        for name, more in answer.inputs.items():
             inputs[name] = inputs.get(name, ErrorSums()) + more
         scores = seen.all
         images = len(scores.right)

@@ -27,7 +27,7 @@ from explorer.hand import HAND
 from explorer.study.evaluate import Examples, Reference, ScoreList, Scores, readable
 from explorer.study.local import energy, output_steps
 from explorer.study.measures import energy_ratio_db
-from explorer.study.sweep import EXACT, Board, Sweep
+from explorer.study.sweep import EXACT, Board, Sweep, starts
 
 INSTANT = "instant"
 # Of what the naive loop costs, the share that the instant tier may cost, in passes over an image.
@@ -186,7 +186,7 @@ def _secants(sweep: Sweep, board: Board, draw: Draw, pool: int, rows: list[int])
     plans = {index: sweep.plan(sweep.rows[index].recipe) for index in rows}
     parts: dict[int, ScoreList] = defaultdict(ScoreList)
     for found in draw.examples(sweep.batches(pool), engine.batch_size()):
-        reference = Reference(sweep.starts(sweep.floats, found.batch), found.labels)
+        reference = Reference(starts(sweep.engine, sweep.floats, found.batch), found.labels)
         for index in rows:
             result = engine.run(plans[index], found.batch, keep=False)[output]
             if board.reason[index]:

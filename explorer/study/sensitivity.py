@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from explorer.graph import Plan
-from explorer.study.evaluate import Reference, ScoreList, Scores, finite, readable
+from explorer.study.evaluate import ScoreList, Scores, finite
 from explorer.study.instant import INSTANT, instant_steps
 from explorer.study.local import OUTPUT_IMAGES, fill_weights, output_steps
 from explorer.study.measures import Estimate
@@ -77,10 +77,11 @@ def _exact(
         base: what each row is compared with; None: the float network, which costs nothing.
         method: the name of the values.
     """
-    engine, output = sweep.engine, sweep.engine.graph.output
-    plans: dict[int, Plan] = {}
     parts: dict[int, ScoreList] = defaultdict(ScoreList)
     base_parts, pace, fresh, seen = ScoreList(), Pace(), set[int](), 0
+
+    def running() -> list[int]:
+        return [index for index in order if not board.decided[index]]
 
     def update() -> None:
         """Put on the board what rows have seen since the last time."""
@@ -96,25 +97,21 @@ def _exact(
         update()
         return board.table()
 
-    for examples in sweep.batches(sweep.total):
-        sweep.checked(examples)
-        first, seen = seen == 0, seen + len(examples.indices)
-        # What every row starts from: kept, while this batch lasts.
-        reference = Reference(sweep.starts(sweep.floats, examples.batch, base is None), examples.labels)
-        if base is not None:
-            base_parts.append(reference.scores(sweep.starts(base, examples.batch)))
-        running = [index for index in order if not board.decided[index]]
-        for index in running:
-            if index not in plans:
-                plans[index] = sweep.plan(sweep.rows[index].recipe)
-            result = engine.run(plans[index], examples.batch, keep=False)[output]
-            if readable(result):
-                parts[index].append(reference.scores(result))
+    for answer in sweep.tries(base, running):
+        sweep.check(answer.labelled)
+        first, seen = seen == 0, seen + len(answer.indices)
+        if answer.base is not None:
+            base_parts.append(answer.base)
+        left = len(running())
+        for index, scores in answer.pieces:
+            left -= 1
+            if scores is not None:
+                parts[index].append(scores)
                 fresh.add(index)
             else:
                 fresh.discard(index)
                 board.spoil(index, seen)
-            if first and index != running[-1] and pace.due():
+            if first and left and pace.due():
                 yield pace.clocked(table)
         if race:
             update()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,9 +17,10 @@ from explorer.errors import SchemeError, unknown
 from explorer.formats import FORMATS
 from explorer.graph import Batch, Calibration, Engine, Layer, Plan, plan
 from explorer.recipe import Recipe, TensorScheme
-from explorer.study.evaluate import Examples
+from explorer.study.evaluate import Reference, Scores, readable
 from explorer.study.measures import MEASURES, Estimate, Measure
 from explorer.study.ranges import Resolver
+from explorer.study.tasks import Divisible, Elsewhere, Examples, Pieces, Task, divided
 
 TENSOR_CHOICES: dict[str, str] = {
     "weight": "the layer's weight",
@@ -99,6 +100,60 @@ def _schemes(layer: Layer, tensor: str, recipe: Recipe) -> dict[str, TensorSchem
     return found
 
 
+def starts(engine: Engine, plan: Plan, batch: Batch, keep: bool = True) -> Tensor:
+    """The network's result; all that rows may start from is computed on the way, into the store only.
+
+    Args:
+        engine: of the graph.
+        plan: what the rows differ from by one layer.
+        batch: the images.
+        keep: False asks for the result alone.
+    """
+    output = engine.graph.output
+    wanted = engine.graph.made_of if keep else (output,)
+    found = [value for name, value in engine.values(plan, batch, wanted) if name == output]
+    return found[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Tries(Task[Pieces]):
+    """The scores of many networks that differ from one by a layer; None for class scores that are not readable.
+
+    Args:
+        floats: the float network worked out.
+        base: what each is compared with; None: the float network, which costs nothing.
+        plans: the networks by number, in the order in which they are run; worked out when their turn comes.
+        strict: refuse class scores that are not readable.
+    """
+
+    floats: Plan
+    base: Plan | None
+    plans: Iterable[tuple[int, Plan]]
+    strict: bool = False
+
+    def settled(self) -> Tries:
+        return replace(self, plans=tuple(self.plans))
+
+    def answer(self, engine: Engine, examples: Examples) -> Pieces:
+        batch = examples.batch
+        # What every row starts from: kept, while this batch lasts.
+        result = starts(engine, self.floats, batch, self.base is None)
+        reference, base = Reference(result, examples.labels), None
+        if self.base is not None:
+            base = reference.scores(starts(engine, self.base, batch))
+        pieces = self._pieces(engine, batch, reference)
+        return Pieces(examples.indices, examples.labels is not None, base, pieces)
+
+    def _pieces(
+        self, engine: Engine, batch: Batch, reference: Reference
+    ) -> Iterator[tuple[int, Scores | None]]:
+        output = engine.graph.output
+        for number, each in self.plans:
+            result = engine.run(each, batch, keep=False)[output]
+            fine = self.strict or readable(result)
+            yield number, reference.scores(result) if fine else None
+
+
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """A question about many rows.
@@ -114,6 +169,7 @@ class Sweep:
         measure: a name in ``MEASURES``.
         tensor: what of each layer is quantized.
         recipe: the present recipe.
+        elsewhere: who computes exact rows; None: this process.
     """
 
     engine: Engine
@@ -126,6 +182,7 @@ class Sweep:
     measure: str
     tensor: str
     recipe: Recipe
+    elsewhere: Elsewhere | None = None
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
@@ -147,18 +204,19 @@ class Sweep:
         for row in self.rows:
             self.calibration.prepare(self.resolver.resolve(row.recipe))
 
-    def starts(self, plan: Plan, batch: Batch, keep: bool = True) -> Tensor:
-        """The network's result; all that rows may start from is computed on the way, into the store only.
+    def tries(self, base: Plan | None, open: Callable[[], Sequence[int]]) -> Iterator[Pieces]:
+        """The scores of the rows that are ``open``, batch by batch, compared with ``base`` (None: float)."""
 
-        Args:
-            plan: what the rows differ from by one layer.
-            batch: the images.
-            keep: False asks for the result alone.
-        """
-        output = self.engine.graph.output
-        wanted = self.engine.graph.made_of if keep else (output,)
-        found = [value for name, value in self.engine.values(plan, batch, wanted) if name == output]
-        return found[0]
+        @cache
+        def worked_out(index: int) -> Plan:
+            return self.plan(self.rows[index].recipe)
+
+        def task(rows: Sequence[int]) -> Tries:
+            return Tries(self.floats, base, ((index, worked_out(index)) for index in rows))
+
+        return divided(
+            self.engine, self.batches(self.total), Divisible(open, task), self.total, self.elsewhere
+        )
 
     def local_plan(self, row: Row) -> Plan:
         """What acts at the row's own layer; it has no keys, so it is good for that one node only."""
@@ -183,17 +241,21 @@ class Sweep:
                         yield pace.clocked(board.table)
 
     def checked(self, examples: Examples) -> Examples:
-        """The examples, if the measure can be taken on them.
+        """The examples, if the measure can be taken on them; see :meth:`check`."""
+        self.check(examples.labels is not None)
+        return examples
+
+    def check(self, labelled: bool) -> None:
+        """Refuse images without labels where the measure needs them.
 
         Raises:
-            SchemeError: when the measure needs labels and there are none.
+            SchemeError: with the measures that do not.
         """
-        if self.goal.labels and examples.labels is None:
+        if self.goal.labels and not labelled:
             raise SchemeError(
                 f"The measure {self.measure!r} needs labels and these images have none; use kl, sqnr, "
                 "or top1, which is then the agreement with the float network."
             )
-        return examples
 
 
 class Board:
