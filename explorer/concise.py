@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from explorer.errors import RecipeError, SchemeError
@@ -61,14 +62,14 @@ def _lines(default: LayerConfig, configs: Mapping[str, LayerConfig]) -> Iterator
         name: (_changes(default.weight, config.weight), _changes(default.input, config.input))
         for name, config in configs.items()
     }
+    named = cache(lambda pattern: frozenset(name for name in configs if Line(pattern).matches(name)))
     left = [name for name, changes in differing.items() if any(changes)]
     while left:
         changes = differing[left[0]]
         alike = {name for name in left if differing[name] == changes}
-        pattern = _pattern(left[0], alike, configs)
-        line = Line(pattern, *changes)
-        yield line
-        left = [name for name in left if not line.matches(name)]
+        pattern = _pattern(left[0], alike, named)
+        yield Line(pattern, *changes)
+        left = [name for name in left if name not in named(pattern)]
 
 
 def _changes(default: TensorScheme, scheme: TensorScheme) -> Settings:
@@ -79,7 +80,7 @@ def _changes(default: TensorScheme, scheme: TensorScheme) -> Settings:
     )
 
 
-def _pattern(name: str, alike: set[str], configs: Mapping[str, LayerConfig]) -> str:
+def _pattern(name: str, alike: set[str], named: Callable[[str], frozenset[str]]) -> str:
     """The pattern for ``name`` that names most of the layers ``alike`` and no other."""
     if len(alike) == 1:
         return name
@@ -87,9 +88,6 @@ def _pattern(name: str, alike: set[str], configs: Mapping[str, LayerConfig]) -> 
     tried = [name]
     for count in range(1, len(parts)):
         tried += [".".join([*parts[:count], "*"]), ".".join(["*", *parts[-count:]])]
-
-    def named(pattern: str) -> set[str]:
-        return {other for other in configs if Line(pattern).matches(other)}
 
     fitting = [pattern for pattern in tried if named(pattern) <= alike]
     return max(fitting, key=lambda pattern: len(named(pattern)), default=name)
