@@ -1,10 +1,10 @@
-"""Which layers the list shows, by a pattern, and one format for all of them or for the marked ones."""
+"""Which layers the list shows, by a pattern, and one setting for all of them or for the marked ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from explorer.recipe import Line, Recipe
+from explorer.recipe import TENSORS, Line, Recipe
 from explorer.views import choices, kit
 from explorer.views.state import PageState
 
@@ -35,21 +35,24 @@ def matching(names: Sequence[str], pattern: str) -> list[str]:
     return [name for name in names if line.matches(name)]
 
 
-def with_format(recipe: Recipe, names: Sequence[str], pattern: str, tensor: str, format: str) -> Recipe:
-    """The recipe with a format for some layers: one line if they are those of a pattern and alike, else one for each.
+def with_field(
+    recipe: Recipe, names: Sequence[str], pattern: str, tensor: str, field: str, value: object
+) -> Recipe:
+    """The recipe with one setting for some layers: one line if they are those of a pattern and alike, else one each.
 
     Args:
         recipe: to begin with.
         names: the layers.
         pattern: stands for exactly these layers; empty where there is none.
         tensor: ``weight`` or ``input``.
-        format: the name of the format.
+        field: of the scheme.
+        value: what it becomes.
 
     Raises:
-        RecipeError: when the format does not go with what the recipe says of a layer.
+        RecipeError: when it does not go with what the recipe says of a layer.
     """
     schemes = {name: getattr(recipe.config(name), tensor) for name in names}
-    lines = {name: choices.consequences("format", format, scheme) for name, scheme in schemes.items()}
+    lines = {name: choices.consequences(field, value, scheme) for name, scheme in schemes.items()}
     if pattern and len(set(schemes.values())) == 1:
         lines = {pattern: next(iter(lines.values()))}
     for where, fields in lines.items():
@@ -57,8 +60,24 @@ def with_format(recipe: Recipe, names: Sequence[str], pattern: str, tensor: str,
     return recipe
 
 
+def settings(tensor: str) -> dict[str, tuple[str, object]]:
+    """What a menu offers for many layers at once, formats first: its words, the field and the value.
+
+    >>> offered = settings("weight")
+    >>> offered["int4"], offered["by subchannel:32"], offered["asymmetric"]
+    (('format', 'int4'), ('granularity', 'subchannel:32'), ('symmetric', False))
+    """
+    found: dict[str, tuple[str, object]] = {name: ("format", name) for name in choices.formats()}
+    found |= {f"by {name}": ("granularity", name) for name in choices.granularities(tensor)}
+    found |= {"symmetric": ("symmetric", True), "asymmetric": ("symmetric", False)}
+    found |= {f"range by {name}": ("objective", name) for name in choices.objectives()}
+    if tensor == "input":
+        found |= {f"mode {name}": ("mode", name) for name in choices.modes()}
+    return found
+
+
 class BulkBar:
-    """The field with the pattern and the menus of formats.
+    """The field with the pattern and the menus of settings.
 
     Args:
         state: of the page.
@@ -69,9 +88,10 @@ class BulkBar:
         self.state, self.filtered = state, filtered
         self.names = [str(name) for name in state.layers["name"]]
         self.field = kit.text("filter, such as layer3.*", width=136, css_classes=[PATTERN])
+        self.offered = {tensor: settings(tensor) for tensor in TENSORS}
         self.menus = {
-            tensor: kit.select(tensor, [AS_IT_IS, *choices.formats()], AS_IT_IS, width=112)
-            for tensor in ("weight", "input")
+            tensor: kit.select(tensor, [AS_IT_IS, *offered], AS_IT_IS, width=112)
+            for tensor, offered in self.offered.items()
         }
         self.view = kit.row(self.field, *self.menus.values(), height=50, width=380)
         self.field.param.watch(lambda event: self._typed(event.new), "value_input")
@@ -104,14 +124,15 @@ class BulkBar:
                 description=f"sets the {tensor} of {whom}",
             )
 
-    def _set(self, tensor: str, format: str) -> None:
-        if format == AS_IT_IS:
+    def _set(self, tensor: str, words: str) -> None:
+        if words == AS_IT_IS:
             return
+        field, value = self.offered[tensor][words]
         column = self.state.layers.set_index("name")[tensor]
         names = [name for name in self.targets if isinstance(column[name], str)]
         pattern = "" if self.state.marks else self.pattern
         recipe = self.state.session.recipe
-        self.state.attempt(lambda: self._adopt(with_format(recipe, names, pattern, tensor, format)))
+        self.state.attempt(lambda: self._adopt(with_field(recipe, names, pattern, tensor, field, value)))
         self.menus[tensor].value = AS_IT_IS
 
     def _adopt(self, recipe: Recipe) -> None:

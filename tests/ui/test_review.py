@@ -17,7 +17,7 @@ from explorer.formats import FORMATS
 from explorer.recipe import PRESETS, Recipe
 from explorer.session import Session
 from explorer.views import depthview, keys
-from explorer.views.bulk import AS_IT_IS, BulkBar, with_format
+from explorer.views.bulk import AS_IT_IS, BulkBar, with_field
 from explorer.views.presets import USUAL, PresetBar
 from explorer.views.state import PageState
 from explorer.views.table import LayerTable, frame
@@ -118,9 +118,14 @@ def test_a_pattern_becomes_one_line_and_marked_layers_one_each(state: PageState)
     ]
     state.session.undo()
     assert state.session.recipe.config("fc").input.format == "uint8"
+    bar.menus["weight"].value = "by subchannel:32"
+    bar.menus["input"].value = "mode dynamic"
+    found = [state.session.recipe.config(name) for name in ("stem", "mid", "fc")]
+    assert [config.weight.granularity for config in found] == ["channel", "subchannel:32", "subchannel:32"]
+    assert [config.input.mode for config in found] == ["static", "dynamic", "dynamic"]
     # Where the layers are not alike each keeps what it has besides.
     mixed = Recipe.preset("w8a8").with_layer("mid", weight={"granularity": "layer"})
-    edited = with_format(mixed, ["stem", "mid"], "*m*", "weight", "kmeans4")
+    edited = with_field(mixed, ["stem", "mid"], "*m*", "weight", "format", "kmeans4")
     assert [edited.config(name).weight.granularity for name in ("stem", "mid")] == ["channel", "layer"]
 
 
