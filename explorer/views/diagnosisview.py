@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 
 from explorer.recipe import Recipe
@@ -80,7 +80,16 @@ def _effect(finding: Finding, agreement: bool) -> str:
     return text + "</div>"
 
 
-def markup(found: Diagnosis, layer: str | None, applied: str, recipe: Recipe) -> str:
+ORDERS: dict[str, Callable[[Finding], float]] = {
+    "by effect": lambda finding: 0.0,  # they come so
+    "by bytes": lambda finding: finding.size_delta,
+}
+"""In which order the findings are listed, the least first."""
+
+
+def markup(
+    found: Diagnosis, layer: str | None, applied: str, recipe: Recipe, order: str = "by effect"
+) -> str:
     """The findings as HTML.
 
     Args:
@@ -88,9 +97,10 @@ def markup(found: Diagnosis, layer: str | None, applied: str, recipe: Recipe) ->
         layer: show those of this layer only; None for all.
         applied: the name of the finding whose change has just been made, or nothing.
         recipe: the present one; a change that it has already is not offered.
+        order: one of ``ORDERS``.
     """
     rows = []
-    for finding in found.findings:
+    for finding in sorted(found.findings, key=ORDERS[order]):
         if layer is not None and layer not in finding.layers:
             continue
         done = finding.name == applied
@@ -127,10 +137,12 @@ class DiagnosisView:
         self.start = kit.button("Diagnose", "start", on_click=lambda *_: self.toggle(), width=104)
         self.only = kit.switch("chosen layer only")
         self.only.param.watch(lambda *_: self._show(), "value")
+        self.order = kit.select("order", list(ORDERS), next(iter(ORDERS)), width=104)
+        self.order.param.watch(lambda *_: self._show(), "value")
         self.words = kit.html(css=CSS, min_height=18)
         self.list = kit.live(CSS, self._pressed)
         self.view = kit.column(
-            kit.row(self.start, self.only, kit.spacer(), height=42),
+            kit.row(self.start, self.only, self.order, kit.spacer(), height=50),
             self.words,
             kit.scrolled(self.list),
             styles={"padding": "0 10px"},
@@ -210,7 +222,11 @@ class DiagnosisView:
         self.words.object = f'<div class="note" aria-live="polite">{before}{text}</div>'
         applied = self.applied[0] if self.applied and self.applied[1] == session.recipe else ""
         layer = self.state.layer if self.only.value else None
-        text = markup(self.found, layer, applied, session.recipe) if self.found is not None else ""
+        text = (
+            markup(self.found, layer, applied, session.recipe, self.order.value)
+            if self.found is not None
+            else ""
+        )
         self.list.object = f'<div class="{"old" if aged else "new"}">{text}</div>'
 
     def _pressed(self, what: str) -> None:

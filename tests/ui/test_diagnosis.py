@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,19 @@ def test_a_change_is_proposed_measured_made_and_taken_back(open_page: Callable[[
     expect(page.get_by_role("button", name="Diagnose", exact=True)).to_be_visible()
     expect(finding.first).to_contain_text("helps")
     expect(finding.first).to_contain_text(re.compile("images.*KL .* nats.* points"))
+    page.get_by_role("combobox", name="order").click()
+    page.get_by_role("menuitem", name="by bytes").click()
+
+    def costs() -> list[int]:
+        texts = page.locator(".finding .effect").all_inner_texts()
+        return [
+            int(found[1].replace(",", "")) for text in texts if (found := re.search(r"([+-][\d,]+) B", text))
+        ]
+
+    end = time.monotonic() + 20
+    while costs() != sorted(costs()) and time.monotonic() < end:
+        page.wait_for_timeout(100)
+    assert len(costs()) > 1 and costs() == sorted(costs())
     # With the keys alone.
     finding.first.get_by_role("button", name="Apply").focus()
     page.keyboard.press("Enter")
