@@ -261,6 +261,22 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=5006, help="default: %(default)s")
     serve.add_argument("--address", default="127.0.0.1", help="default: %(default)s")
     serve.add_argument("--show", action="store_true", help="open a browser")
+    shared = serve.add_argument_group(
+        "for a team", "all options of panel serve are taken as well; see docs/serving.md"
+    )
+    shared.add_argument(
+        "--max-sessions", type=_positive, metavar="N", help="browsers at a time (default: any number)"
+    )
+    shared.add_argument(
+        "--max-upload", type=_positive, metavar="BYTES", help="largest file that the page takes"
+    )
+    shared.add_argument(
+        "--max-memory",
+        type=_positive,
+        metavar="BYTES",
+        help="no further browser while the process holds more",
+    )
+    shared.add_argument("--threads", type=_positive, metavar="N", help="of torch, shared by all sessions")
     return parser
 
 
@@ -667,10 +683,20 @@ def _report(session: Session, options: argparse.Namespace) -> None:
     print(f"The report is in {options.out}.")
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _serve(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from explorer.views.app import serve
+    from explorer.views.limits import Limits, limits
 
-    serve(port=options.port, address=options.address, show=options.show, **_arguments(options))
+    most = limits()
+    wanted = {
+        "sessions": options.max_sessions,
+        "upload": options.max_upload,
+        "memory": options.max_memory,
+        "threads": options.threads,
+    }
+    most = Limits(**{name: value or getattr(most, name) for name, value in wanted.items()})
+    where = {"port": options.port, "address": options.address, "show": options.show}
+    serve(**where, most=most, panel=rest, **_arguments(options))
 
 
 QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], int | None]] = {
@@ -691,10 +717,13 @@ QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], int | None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "serve":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.command == "serve":
-            _serve(options)
+            _serve(options, rest)
         else:
             return QUESTIONS[options.command](Session(**_arguments(options)), options) or 0
     except ExplorerError as error:

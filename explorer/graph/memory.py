@@ -49,3 +49,15 @@ def free_bytes() -> int:
     except OSError:
         pass
     return 4 << 30
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now; the most it has ever held on systems without ``/proc``."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024

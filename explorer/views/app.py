@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from html import escape
 from typing import Any
@@ -36,6 +36,7 @@ from explorer.views.guide import guide
 from explorer.views.historyview import HistoryView
 from explorer.views.inspector import Inspector
 from explorer.views.keys import Keys, Reach
+from explorer.views.limits import Limits, is_guarded, limits, set_limits
 from explorer.views.notesview import NotesView
 from explorer.views.offer import Offer
 from explorer.views.runs import Publisher, Runner, settled
@@ -408,8 +409,11 @@ def subject_of(model: str, data: str | None = None, **options: Any) -> Subject:
 
 
 def leave_a_core() -> None:
-    """Let torch use all cores but one, which answers the browser; the user's own setting wins."""
-    if "OMP_NUM_THREADS" not in os.environ:
+    """Let torch use all cores but one, which answers the browser; the user's own settings win."""
+    wanted = limits().threads
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
 
 
@@ -423,13 +427,28 @@ def spare_the_collector() -> None:
     gc.freeze()
 
 
+def check_guard() -> None:
+    """Refuse to show a page that somebody believes to be protected or limited, and that is not.
+
+    Raises:
+        JobError: when there is a login, or a limit, and ``panel serve`` was started without what keeps it.
+    """
+    asked = pn.config.basic_auth or pn.config.oauth_provider or limits().sessions or limits().memory
+    if asked and pn.state.curdoc is not None and not is_guarded():
+        raise JobError(
+            "This server has a login or limits, and would not keep them for all of its routes; "
+            "start it with: panel serve apps/main.py --plugins explorer.views.team"
+        )
+
+
 def browser_page(
     model: str = DEFAULT_MODEL, data: str | None = None, images: int | None = None, **options: Any
 ) -> Any:
     """A page for one browser session: the network is shared, the recipe is its own."""
-    leave_a_core()
     pn.extension("tabulator", notifications=True)
     try:
+        check_guard()
+        leave_a_core()
         recipe, project = options.pop("recipe", "w8a8"), options.pop("project", None)
         session = Session(subject=subject_of(model, data, **options), recipe=recipe, project=project)
         spare_the_collector()
@@ -445,15 +464,29 @@ def serve(
     port: int = 5006,
     show: bool = True,
     address: str = "127.0.0.1",
+    most: Limits | None = None,
+    panel: Sequence[str] = (),
     **options: Any,
 ) -> None:
     """Serve the page until interrupted.
 
+    Args:
+        model, data, options: as for :class:`Session`; ``images`` is how many are evaluated.
+        port, address: where it listens.
+        show: open a browser.
+        most: what the server gives at most; None for what the environment says.
+        panel: further options of ``panel serve``.
+
     Raises:
-        JobError: when the port is in use.
+        JobError: when the port is in use, or an option of Panel's does not fit.
         ModelError, DataError: when the network or the images cannot be loaded.
         ProjectError: when the project folder cannot be used.
     """
+    # Only a server of its own needs it: in a notebook Panel's stays as it is.
+    from explorer.views.command import run
+
+    if most is not None:
+        set_limits(most)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -465,4 +498,5 @@ def serve(
     loading = {name: value for name, value in options.items() if name not in ("images", "recipe", "project")}
     # Whatever is wrong with it is said here and not to the first browser.
     Session(subject=subject_of(model, data, **loading), project=options.get("project"))
-    pn.serve(lambda: browser_page(model, data, **options), address=address, port=port, show=show, title=TITLE)
+    where = [f"--port={port}", f"--address={address}", *(["--show"] if show else [])]
+    run(lambda: browser_page(model, data, **options), TITLE, [*where, *panel])

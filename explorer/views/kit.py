@@ -13,10 +13,13 @@ import param
 from panel_material_ui.template.base import Page
 
 from explorer.views.figuresave import save_tools
+from explorer.views.limits import limits
 
 Viewable = pn.viewable.Viewable
 Column = pn.Column
 Row = pn.Row
+# Bytes of the pieces in which a file is sent.
+PIECE = 1 << 20
 
 # Drawn here: the kit's own pictures are letters of a font, which a notebook does not load.
 _LINES = {
@@ -547,14 +550,38 @@ def download(label: str, filename: str, callback: Any, **more: Any) -> pmui.File
     )
 
 
+class Upload(pmui.FileInput):
+    """A field for a file whose limit holds on the server as well: a browser may leave its own check out."""
+
+    def _process_chunk(self, msg: dict[str, Any]) -> None:
+        coming = sum(len(piece) for held in self._file_buffer.values() for piece in held["chunks"].values())
+        most = self.max_file_size or 0
+        if coming + len(msg["data"]) > most:
+            self._file_buffer.clear()
+            self._buffer.clear()
+            self._send_msg({"status": "error", "error": too_large(most)})
+            return
+        super()._process_chunk(msg)
+
+
+def too_large(most: int) -> str:
+    """Why a file is not taken.
+
+    >>> too_large(1 << 20)
+    'The file is larger than the 1,048,576 bytes that are taken.'
+    """
+    return f"The file is larger than the {most:,} bytes that are taken."
+
+
 def upload(label: str, accept: str, most: int = 1 << 20, **more: Any) -> pmui.FileInput:
-    """A button that takes a file of at most ``most`` bytes."""
+    """A button that takes a file of at most ``most`` bytes, or of what the server takes at most."""
     more.setdefault("margin", 0)
-    return pmui.FileInput(
+    return Upload(
         label=label,
         accept=accept,
         multiple=False,
-        max_file_size=most,
+        max_file_size=min(most, limits().upload or most),
+        chunk_size=PIECE,
         variant="text",
         size="small",
         **more,
