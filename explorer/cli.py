@@ -22,6 +22,7 @@ from explorer.recipe import PRESETS
 from explorer.session import Session
 from explorer.sources import (
     NODE_SCORES,
+    PACKAGED,
     TABLE_FORMATS,
     ZOO,
     Notes,
@@ -68,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         default=DEFAULT_MODEL,
         metavar="M",
-        help=f"{', '.join(ZOO)}, torchvision:NAME[:WEIGHTS], package.module:factory or file.py:factory "
+        help=f"{', '.join((*ZOO, *PACKAGED))}, torchvision:NAME[:WEIGHTS], "
+        "package.module:factory or file.py:factory "
         "(default: %(default)s)",
     )
     group.add_argument(
@@ -77,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
         help="which result of a network that returns several: a name, an index, a.0",
     )
     group.add_argument("--checkpoint", metavar="FILE", help="weights: safetensors or a state_dict")
+    group.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch the weights that the model's name asks for (default: only from this machine)",
+    )
     group.add_argument(
         "--data",
         metavar="D",
@@ -296,6 +303,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "data": options.data,
         "calibration": options.calibration,
         "checkpoint": options.checkpoint,
+        "download": options.download,
         "preprocess": " ".join(options.preprocess) if options.preprocess else None,
         "recipe": load_recipe(options.recipe),
         "calibration_images": options.calibration_images,

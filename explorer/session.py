@@ -127,6 +127,7 @@ class Session:
             that returns several.
         subset: so many of the images, drawn with the same share of each class, are all that is evaluated on; None
             takes all.
+        download: let a library fetch the weights that ``model`` names; otherwise they must be on this machine.
 
     Raises:
         ModelError, CheckpointError, DataError, RecipeError: for what cannot be read or does not fit.
@@ -152,10 +153,11 @@ class Session:
         project: str | os.PathLike[str] | None = None,
         output: str | int | None = None,
         subset: int | None = None,
+        download: bool = False,
     ) -> None:
         self.subject = subject or make_subject(
             model, data, calibration, evaluation, example, checkpoint, preprocess,
-            calibration_images, fold, store_bytes, seed, store_folder, output, subset,
+            calibration_images, fold, store_bytes, seed, store_folder, output, subset, download,
         )  # fmt: skip
         first = self._checked(Recipe.preset(recipe) if isinstance(recipe, str) else recipe)
         # A reviewer's, for the report; no part of the recipe or its history.

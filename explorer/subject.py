@@ -201,9 +201,10 @@ def make_subject(
     store_folder: str | os.PathLike[str] | None = None,
     output: str | int | None = None,
     subset: int | None = None,
+    download: bool = False,
 ) -> Subject:
     """Load and capture a network and its images.  The arguments are those of :class:`Session`."""
-    loaded = model if isinstance(model, LoadedModel) else load_model(model, checkpoint)
+    loaded = model if isinstance(model, LoadedModel) else load_model(model, checkpoint, download)
     wish = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
     if data is not None and evaluation is not None:
         raise DataError("Give either data= or evaluation=, not both: they are two names of the same images.")

