@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         default=DEFAULT_MODEL,
         metavar="M",
-        help=f"{', '.join((*ZOO, *PACKAGED))}, torchvision:NAME[:WEIGHTS], "
+        help=f"{', '.join((*ZOO, *PACKAGED))}, torchvision:NAME[:WEIGHTS], timm:NAME[.TAG], "
         "package.module:factory or file.py:factory "
         "(default: %(default)s)",
     )

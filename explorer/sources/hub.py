@@ -14,13 +14,18 @@ from explorer.sources.checkpoint import read_checkpoint
 from explorer.sources.factory import describe
 
 
+def place(url: str) -> Path:
+    """Where torch.hub keeps the file of ``url``, whether it is there or not."""
+    return Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+
+
 def cached(url: str, what: str, download: bool) -> Path:
     """The file of ``url`` in torch.hub's cache, after a look at what it holds; ``what`` names it in messages.
 
     It is fetched where it is not there and ``download`` is true.  A name that ends in a part of the file's
     sha256, as torch.hub's names do, is checked against it.  Raises CheckpointError.
     """
-    file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    file = place(url)
     wanted = re.search(r"-([0-9a-f]{8,})\.", file.name)
     if not file.is_file():
         if not download:

@@ -19,11 +19,15 @@ from explorer.sources.efficientnet import PACKAGED
 from explorer.sources.factory import call_factory, describe, describe_type, is_factory
 from explorer.sources.files import shipped
 from explorer.sources.loaded import LoadedModel, seeded
+from explorer.sources.timmmodels import from_timm
 from explorer.sources.torchvisionmodels import from_torchvision
 from explorer.sources.zoo import CLASSES, ZOO
 
 # Each makes a network from what follows its name, a checkpoint or None, and whether it may download.
-LIBRARIES: dict[str, Callable[[str, str | None, bool], LoadedModel]] = {"torchvision:": from_torchvision}
+LIBRARIES: dict[str, Callable[[str, str | None, bool], LoadedModel]] = {
+    "torchvision:": from_torchvision,
+    "timm:": from_timm,
+}
 
 
 def load_model(
@@ -31,7 +35,7 @@ def load_model(
 ) -> LoadedModel:
     """A network from its name, from a library, from the user's own Python, or from memory.
 
-    ``spec`` is a name in ZOO or PACKAGED, ``torchvision:NAME[:WEIGHTS]`` (see ``from_torchvision``), a factory
+    ``spec`` is a name in ZOO or PACKAGED, ``torchvision:NAME[:WEIGHTS]``, ``timm:NAME[.TAG]``, a factory
     ``file.py:name`` or ``package.module:name``, or an nn.Module, which is copied and itself left as it is.
     ``checkpoint`` replaces the weights (see ``read_checkpoint``).  Weights that a name asks for come from the
     library's cache on this machine; with ``download`` the library may fetch them.  A network without weights

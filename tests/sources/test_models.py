@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -285,6 +287,55 @@ def test_frozen_norms_become_ordinary_ones() -> None:
     thawed = _thawed(one).eval()
     assert not any(isinstance(module, frozen) for module in thawed.modules())
     torch.testing.assert_close(thawed(x), expected)
+
+
+# --- timm
+
+
+def test_a_timm_network_brings_its_preprocessing(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    loaded = load_model("timm:resnet10t")
+    assert loaded.preprocess is not None
+    assert (loaded.preprocess.resize, loaded.preprocess.crop) == (201, 176)
+    assert loaded.example is not None
+    assert loaded.example.shape == (1, 3, 176, 176)
+    assert loaded.classes is None
+    assert same(load_model("timm:resnet10t").module, loaded.module)
+    with torch.no_grad():
+        loaded.module.fc.bias.add_(1)
+    mine = write(tmp_path / "mine.safetensors", loaded.module.state_dict())
+    named = load_model("timm:resnet10t.c3_in1k", mine)
+    assert same(named.module, loaded.module)
+    assert named.classes is not None
+    assert (len(named.classes), named.classes[1]) == (1000, "goldfish")
+
+
+def test_timm_weights_come_from_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    hub = importlib.import_module("huggingface_hub")
+    wanted = load_model("timm:resnet10t").module
+    with torch.no_grad():
+        wanted.fc.bias.add_(1)
+    file = write(tmp_path / "model.safetensors", wanted.state_dict())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda repository, name: None)
+    refused("not on this machine", "timm:resnet10t.c3_in1k")
+    monkeypatch.setattr(hub, "hf_hub_download", lambda repository, name: str(tmp_path / name))
+    assert same(load_model("timm:resnet10t.c3_in1k", download=True).module, wanted)
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda repository, name: str(file))
+    assert same(load_model("timm:resnet10t.c3_in1k").module, wanted)
+    write(file, load_model("timm:resnet14t").module.state_dict())
+    refused("timm cannot build resnet10t.c3_in1k", "timm:resnet10t.c3_in1k")
+
+
+def test_timm_names_that_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    refused("Did you mean 'resnet10t'", "timm:resnet10tt")
+    refused("Did you mean 'c3_in1k'", "timm:resnet10t.c3_in1l")
+    with pytest.raises(ModelError, match="nothing to download"):
+        load_model("timm:resnet10t", download=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused(r"pip install 'quantization-explorer\[timm\]'", "timm:resnet10t")
 
 
 # --- EfficientNet-Lite0
