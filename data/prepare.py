@@ -28,7 +28,9 @@ PER_CLASS = 200
 SOURCES = {
     "fashion-mnist-test.npz": "Fashion-MNIST, the 10,000 test images",
     "fashion-mnist-calibration.npz": "Fashion-MNIST, 2,000 of the 60,000 training images",
+    "imagenet-wnids.txt": "the identifiers of ImageNet's 1,000 classes (ILSVRC 2012), from timm 1.0.31",
 }
+LICENCES = {"imagenet-wnids.txt": "Apache-2.0"}
 BEGIN, END = "<!-- files: written by prepare.py -->", "<!-- end of files -->"
 
 
@@ -59,13 +61,16 @@ def write_images(folder: Path) -> None:
 
 
 def write_hashes() -> None:
-    files = sorted([*HERE.glob("*.npz"), *HERE.glob("*.safetensors")])
+    files = sorted([*HERE.glob("*.npz"), *HERE.glob("*.safetensors"), *HERE.glob("*.txt")])
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     atomic_write(HERE / "sha256.json", json.dumps(hashes, indent=2) + "\n")
     rows = ["| file | source | licence | bytes | sha256 |", "|---|---|---|--:|---|"]
     for file in files:
         source = SOURCES.get(file.name, "trained by train.py on Fashion-MNIST")
-        rows.append(f"| {file.name} | {source} | MIT | {file.stat().st_size:,} | `{hashes[file.name]}` |")
+        licence = LICENCES.get(file.name, "MIT")
+        rows.append(
+            f"| {file.name} | {source} | {licence} | {file.stat().st_size:,} | `{hashes[file.name]}` |"
+        )
     readme = HERE / "README.md"
     text = readme.read_text()
     head, rest = text.split(BEGIN)

@@ -391,7 +391,8 @@ def _layers(session: Session, options: argparse.Namespace) -> None:
     records = _records(table)
     for record, layer in zip(records, session.graph.layers, strict=True):
         record["shape"] = list(layer.shape)
-    if _write({"model": session.model_name, "layers": records}, options.json):
+    result = {"model": session.model_name, "layers": records, "data_facts": session.data_facts.to_dict()}
+    if _write(result, options.json):
         print(table.drop(columns=["quantizable"]).to_string(index=False, na_rep="-", float_format="%.2f"))
 
 
@@ -405,7 +406,7 @@ def _evaluate(session: Session, options: argparse.Namespace) -> None:
     steps = session.evaluate_steps(None, options.limit, options.interval)
     result: Evaluation = _last(steps, total, lambda e: e.images)
     _write_nodes(session, options, {report.name: getattr(report, score) for report in result.layers})
-    if not _write(result.to_dict(), options.json):
+    if not _write({**result.to_dict(), "data_facts": session.data_facts.to_dict()}, options.json):
         return
     print(f"{result.model} on {_seen(result)}; ranges from {result.calibration}")
     _line(_accuracy_name(result), _percent(result.top1), _interval(result.top1_interval, _percent))
@@ -421,6 +422,10 @@ def _evaluate(session: Session, options: argparse.Namespace) -> None:
     _line("size", f"{result.size_bytes:,} bytes", f"float {result.size_bytes_float:,} ({ratio:.2f} times)")
     ratio = result.bops_float / max(result.bops, 1)
     _line("BOPs for one image", f"{result.bops:,}", f"float {result.bops_float:,} ({ratio:.2f} times)")
+    facts = session.data_facts
+    _line("images", " ".join(filter(None, (facts.chosen, facts.labels))))
+    came = f" ({facts.preprocess_from})" if facts.preprocess_from else ""
+    _line("preprocessing", "; ".join(facts.steps) or "none", came)
 
 
 def _check(session: Session, options: argparse.Namespace) -> int:
@@ -446,7 +451,9 @@ def _check(session: Session, options: argparse.Namespace) -> int:
             options.junit,
         )
     code = VERDICTS[result.verdict]
-    if _write({**result.to_dict(), "exit_code": code}, options.json):
+    if _write(
+        {**result.to_dict(), "data_facts": session.data_facts.to_dict(), "exit_code": code}, options.json
+    ):
         print(result.sentence)
     return code
 
@@ -707,6 +714,14 @@ def _serve(options: argparse.Namespace, rest: Sequence[str]) -> None:
     serve(**where, most=most, panel=rest, **_arguments(options))
 
 
+def _warn(session: Session) -> None:
+    """Say which images could not be read, where the result goes nowhere else."""
+    subject = session.subject
+    facts = dict.fromkeys((subject.data_facts.warning, subject.calibration_facts.warning))
+    for warning in filter(None, facts):
+        print(f"explorer: {warning}", file=sys.stderr)
+
+
 QUESTIONS: dict[str, Callable[[Session, argparse.Namespace], int | None]] = {
     "layers": _layers,
     "evaluate": _evaluate,
@@ -733,7 +748,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "serve":
             _serve(options, rest)
         else:
-            return QUESTIONS[options.command](Session(**_arguments(options)), options) or 0
+            session = Session(**_arguments(options))
+            code = QUESTIONS[options.command](session, options) or 0
+            _warn(session)
+            return code
     except ExplorerError as error:
         print(f"explorer: {error}", file=sys.stderr)
         return 2

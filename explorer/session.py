@@ -30,7 +30,7 @@ from explorer.formats import FloatFormat, IntegerFormat, QParams, encode, fake_q
 from explorer.graph import Batch, Calibration, Engine, Graph, Layer, Plan, plan
 from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import PRESETS, Recipe, TensorScheme
-from explorer.sources import LoadedModel, Notes, Preprocess, Project, read_foreign
+from explorer.sources import DataFacts, LoadedModel, Notes, Preprocess, Project, read_foreign
 from explorer.study import (
     DEFAULT_FORMATS,
     MEASURES,
@@ -189,6 +189,11 @@ class Session:
     def data_name(self) -> str:
         """The evaluation images' name."""
         return self.subject.evaluation.data.name
+
+    @property
+    def data_facts(self) -> DataFacts:
+        """The evaluation images: which, what happens to them before the network sees them, what could not be read."""
+        return self.subject.data_facts
 
     @property
     def graph(self) -> Graph:

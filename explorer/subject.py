@@ -18,7 +18,19 @@ from explorer.graph.ir import digest, tensor_digest
 from explorer.graph.memory import free_bytes
 from explorer.recipe import Recipe, TensorScheme
 from explorer.sources import Batch as Images
-from explorer.sources import Data, LoadedModel, Preprocess, check_shape, load_data, load_model, sha256_of
+from explorer.sources import (
+    Data,
+    DataFacts,
+    LoadedModel,
+    Preprocess,
+    Subset,
+    check_shape,
+    facts_of,
+    fit_labels,
+    load_data,
+    load_model,
+    sha256_of,
+)
 from explorer.study import Examples, Resolver
 from explorer.study.metrics import ErrorSums
 
@@ -154,6 +166,21 @@ class Subject:
     calibration_name: str
     calibration_images: int
     weights_sha256: str
+    own_preprocess: Preprocess | None = None
+    wish: Preprocess | None = None
+    chosen: str = ""
+    labels: str = ""
+
+    @property
+    def data_facts(self) -> DataFacts:
+        """The evaluation images, what happens to them, and which of them could not be read so far."""
+        return facts_of(self.evaluation.data, self.chosen, self.labels, self.wish, self.own_preprocess)
+
+    @property
+    def calibration_facts(self) -> DataFacts:
+        """The same of the images that set fixed ranges."""
+        chosen = f"{self.calibration_name}."
+        return facts_of(self.calibration_stream.data, chosen, "", self.wish, self.own_preprocess)
 
     def images_sha256(self, images: int | None = None) -> str:
         """The sha256 of the first evaluation images as the network sees them, and of their labels.
@@ -180,6 +207,15 @@ class Subject:
     def calibration_batches(self) -> Iterator[Batch]:
         """The images that set fixed ranges, batch by batch."""
         return (examples.batch for examples in self.calibration_stream.batches(self.calibration_images))
+
+
+def _which(data: Data, subset: int | None, seed: int) -> str:
+    """Which of the source's images these are."""
+    if subset is None:
+        return "All images that can be read."
+    total = len(data.data) if isinstance(data, Subset) else len(data)
+    share = ", with the same share of each class" if data.targets() is not None else ""
+    return f"{len(data):,} of {total:,} images, drawn at random with seed {seed}{share}."
 
 
 def _no_params(layer: Layer, index: int, scheme: TensorScheme) -> Any:
@@ -228,6 +264,12 @@ def make_subject(
     # Of the network as it was loaded: folding makes other numbers of it.
     weights = sha256_of(sorted(loaded.module.state_dict().items()))
     graph = capture(loaded.module, example, fold, loaded.output if output is None else output)
+    which, how = _which(images, subset, seed), ""
+    shape = graph.by_name[graph.output].shape
+    if len(shape) == 2:
+        fitted, how = fit_labels(images, loaded.classes, shape[1])
+        tuning = fitted if tuning is images else fit_labels(tuning, loaded.classes, shape[1])[0]
+        images = fitted
     engine = Engine(graph, _store_for(store_bytes, store_folder))
     if store_bytes is not None:
         engine.check_budget()
@@ -252,8 +294,12 @@ def make_subject(
         evaluation=stream,
         calibration_stream=tuning_stream,
         classes=images.classes or loaded.classes,
-        preprocess=loaded.preprocess,
+        preprocess=images.preprocess or loaded.preprocess,
         calibration_name=f"{wanted} images of {tuning.name}{shared}",
         calibration_images=wanted,
         weights_sha256=weights,
+        own_preprocess=loaded.preprocess,
+        wish=wish,
+        chosen=which,
+        labels=how,
     )

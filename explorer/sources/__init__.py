@@ -6,11 +6,13 @@ from explorer.sources.data import ZOO_DATA, check_shape, load_data
 from explorer.sources.dataset import DatasetData
 from explorer.sources.digests import sha256_of
 from explorer.sources.efficientnet import PACKAGED
+from explorer.sources.facts import DataFacts, facts_of
 from explorer.sources.files import atomic_write
 from explorer.sources.folder import FolderData
 from explorer.sources.foreign import FOREIGN_SUFFIXES, read_foreign
 from explorer.sources.images import ArrayData, Batch, Data, Skipped, Subset
 from explorer.sources.junit import junit
+from explorer.sources.labels import fit_labels
 from explorer.sources.loaded import LoadedModel
 from explorer.sources.models import load_model
 from explorer.sources.nodedata import NODE_SCORES, node_data
@@ -31,6 +33,7 @@ __all__ = [
     "ArrayData",
     "Batch",
     "Data",
+    "DataFacts",
     "DatasetData",
     "FolderData",
     "LoadedModel",
@@ -42,6 +45,8 @@ __all__ = [
     "atomic_write",
     "check_shape",
     "csv_bytes",
+    "facts_of",
+    "fit_labels",
     "from_loader",
     "junit",
     "load_data",

@@ -63,7 +63,9 @@ class DatasetData(Data):
             raise DataError(f"There are no images in {self.name}.")
         x, y = self._pair([0])
         object.__setattr__(self, "labelled", y is not None)
-        object.__setattr__(self, "preprocess", self._step(x[0] if isinstance(x, list) else x))
+        first = x[0] if isinstance(x, list) else x
+        object.__setattr__(self, "preprocess", self._step(first))
+        object.__setattr__(self, "pixels", first.dtype == torch.uint8)
 
     def __len__(self) -> int:
         return len(self.items)

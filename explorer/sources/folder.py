@@ -46,6 +46,7 @@ class FolderData(Data):
     labels: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None
     preprocess: Preprocess | None = None
+    pixels: bool = field(init=False, default=True)
     labelled: bool = field(init=False)
     _replaced: dict[int, str] = field(init=False, default_factory=dict, repr=False)
 
@@ -103,10 +104,17 @@ class FolderData(Data):
         found = sorted(self._replaced.items())
         return tuple(Skipped(self.name_of(index), reason, True) for index, reason in found)
 
+    @property
+    def _step(self) -> Preprocess:
+        step = self.preprocess or Preprocess()
+        return replace(step, channels=step.channels or 3)
+
+    def steps(self) -> tuple[str, ...]:
+        return self._step.steps(pixels=True)
+
     def read(self, indices: Sequence[int]) -> Batch:
         chosen = checked_indices(indices, len(self), self.name)
-        step = self.preprocess or Preprocess()
-        step = replace(step, channels=step.channels or 3)
+        step = self._step
         images = [self._image(index, step) for index in chosen]
         labels = None if self.labels is None else torch.tensor([self.labels[index] for index in chosen])
         return Batch(stacked(images, [str(self.files[index]) for index in chosen]), labels)

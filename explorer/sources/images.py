@@ -42,13 +42,15 @@ class Data(ABC):
 
     ``classes`` names the labels where names are known; ``labelled`` says whether there are labels at all.
     A subclass of the user's own gives the three attributes and the two abstract methods; reading must give
-    the same every time, from any thread.  ``preprocess`` is what is applied to the images, where that is known.
+    the same every time, from any thread.  Where they are known, ``preprocess`` is what is applied to the images, and
+    ``pixels`` says whether these are 0 to 255 before that.
     """
 
     name: str
     classes: tuple[str, ...] | None
     labelled: bool
     preprocess: Preprocess | None = None
+    pixels: bool | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -68,6 +70,12 @@ class Data(ABC):
     def damage(self, index: int) -> str:
         """Why the image ``index`` cannot be read, as far as can be told without decoding it; else nothing."""
         return ""
+
+    def steps(self) -> tuple[str, ...]:
+        """What happens to an image before the network sees it, in words and in order."""
+        if self.pixels is None:
+            return ("The data prepare their own images.",)
+        return (self.preprocess or Preprocess()).steps(self.pixels)
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -107,6 +115,7 @@ class ArrayData(Data):
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "labelled", labels is not None)
+        object.__setattr__(self, "pixels", images.dtype == torch.uint8)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -132,11 +141,10 @@ class Subset(Data):
     name: str = field(init=False)
     classes: tuple[str, ...] | None = field(init=False)
     labelled: bool = field(init=False)
-    preprocess: Preprocess | None = field(init=False)
 
     def __post_init__(self) -> None:
         checked_indices(self.indices, len(self.data), self.data.name)
-        for name in ("name", "classes", "labelled", "preprocess"):
+        for name in ("name", "classes", "labelled", "preprocess", "pixels"):
             object.__setattr__(self, name, getattr(self.data, name))
 
     def __len__(self) -> int:
@@ -155,6 +163,9 @@ class Subset(Data):
 
     def damage(self, index: int) -> str:
         return self.data.damage(self.indices[index])
+
+    def steps(self) -> tuple[str, ...]:
+        return self.data.steps()
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:

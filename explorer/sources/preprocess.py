@@ -92,6 +92,31 @@ class Preprocess:
                 words.append(f"{field.name}={text}")
         return " ".join(words)
 
+    def steps(self, pixels: bool = True) -> tuple[str, ...]:
+        """What is done to an image, in words and in order; ``pixels`` of 0 to 255, or floats as they are.
+
+        >>> Preprocess(mean=(0.5,), std=(0.25,), crop=28).steps()
+        ('cut out the middle 28 x 28 pixels', 'divide by 255', 'subtract 0.5', 'divide by 0.25')
+        """
+        found = []
+        if self.resize is not None:
+            found.append(
+                f"resize the shorter side to {self.resize} pixels ({self.interpolation}, antialiased)"
+            )
+        if self.crop is not None:
+            found.append(f"cut out the middle {self.crop} x {self.crop} pixels")
+        if pixels:
+            found.append("divide by 255")
+        if self.channels is not None:
+            found.append(
+                "colour to one channel of grey" if self.channels == 1 else "grey to three equal channels"
+            )
+        for name, word in (("mean", "subtract"), ("std", "divide by")):
+            values = getattr(self, name)
+            if values:
+                found.append(f"{word} {', '.join(f'{value:g}' for value in values)}")
+        return tuple(found)
+
     def apply(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), uint8 or float -> float32 (N, C', H', W').
 
