@@ -25,6 +25,7 @@ from explorer.sources.images import ArrayData, Data, Skipped, Subset, as_tensor
 from explorer.sources.npz import read_npz
 from explorer.sources.preprocess import Preprocess
 from explorer.sources.strata import stratified
+from explorer.sources.torchvisiondata import PREFIX, from_torchvision_data
 from explorer.sources.zoo import CLASSES
 
 FASHION = Preprocess(mean=(0.2860,), std=(0.3530,), resize=28, crop=28, channels=1)
@@ -47,7 +48,7 @@ def load_data(
 ) -> Data:
     """Images from wherever they are.
 
-    ``spec`` is a name in ZOO_DATA, a folder (see ``FolderData.open``), an ``.npz`` file with ``images`` and
+    ``spec`` is a name in ZOO_DATA, ``torchvision:NAME:FOLDER[:SPLIT]`` (see ``torchvisiondata``), a folder (see ``FolderData.open``), an ``.npz`` file with ``images`` and
     perhaps ``labels``, a factory ``file.py:name`` or ``package.module:name`` that returns any of what
     follows, a Dataset or DataLoader, an iterable of batches ``(x, y)`` or ``x``, a pair ``(x, y)`` of tensors or
     arrays, one tensor or array, or a Data.  Folders and datasets are read image by image, as needed; iterables are
@@ -70,7 +71,9 @@ def load_data(
     for name, number in (("limit", limit), ("subset", subset)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             raise DataError(f"The {name} {number!r} makes no sense; give a number of images, 1 or more.")
-    if isinstance(spec, str) and spec not in ZOO_DATA and is_factory(spec) and not Path(spec).exists():
+    if isinstance(spec, str) and spec.startswith(PREFIX):
+        data = from_torchvision_data(spec, preprocess, default)
+    elif isinstance(spec, str) and spec not in ZOO_DATA and is_factory(spec) and not Path(spec).exists():
         data = _from_object(call_factory(spec, DataError), spec, preprocess, limit, default)
     else:
         data = _from_object(spec, None, preprocess, limit, default)
@@ -191,7 +194,11 @@ def _from_path(spec: str, preprocess: Preprocess | None, default: Preprocess | N
         raise DataError(f"{path} is neither a folder of images nor an .npz file nor file.py:factory.")
     if path.suffix or os.sep in spec:
         raise DataError(f"There is no file or folder {spec}.{nearest(path.name, _names(path.parent))}")
-    raise DataError(unknown("data set", spec, [*ZOO_DATA, "FOLDER", "FILE.npz", "FILE.py:FACTORY"]))
+    raise DataError(
+        unknown(
+            "data set", spec, [*ZOO_DATA, "FOLDER", "FILE.npz", "torchvision:NAME:FOLDER", "FILE.py:FACTORY"]
+        )
+    )
 
 
 @cache

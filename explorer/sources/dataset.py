@@ -142,14 +142,14 @@ def from_dataset(
         collate = None if value.collate_fn is default_collate else value.collate_fn
     else:
         items = value if hasattr(value, "__len__") and hasattr(value, "__getitem__") else None
-    return None if items is None else DatasetData(name, items, collate, _class_names(items), wish, default)
+    return None if items is None else DatasetData(name, items, collate, class_names(items), wish, default)
 
 
-def _class_names(items: Any) -> tuple[str, ...] | None:
-    """What the datasets of torchvision call ``classes``."""
+def class_names(items: Any) -> tuple[str, ...] | None:
+    """What the datasets of torchvision call ``classes``; identifiers of ImageNet's classes where there are."""
     while isinstance(items, TorchSubset):
         items = items.dataset
-    names = getattr(items, "classes", None)
+    names = getattr(items, "wnids", getattr(items, "classes", None))
     if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
         return tuple(names)
     return None

@@ -28,6 +28,10 @@ _END_OF_JPEG = b"\xff\xd9"
 _REPLACED = 100
 
 
+FOLDERS = "class folders"
+"""What the classes of a folder are, unless somebody else has listed the files."""
+
+
 class DamagedImage(DataError):
     """A file that is no image, or not a whole one."""
 
@@ -36,8 +40,8 @@ class DamagedImage(DataError):
 class FolderData(Data):
     """Image files, opened when they are read: colour, unless ``preprocess`` asks for one channel.
 
-    Made by ``FolderData.open``.  ``labels`` is one number for each file, or None.  An image that passes
-    :meth:`damage` and turns out to be damaged when it is decoded is replaced by the next of its class, so that batches
+    Made by ``FolderData.open``.  ``labels`` is one number for each file, or None; ``kind`` says what the
+    classes are.  An image that passes     :meth:`damage` and turns out to be damaged when it is decoded is replaced by the next of its class, so that batches
     stay as they are; ``skipped`` says so, and DataError is raised when there are more such than one of a hundred.
     """
 
@@ -46,6 +50,7 @@ class FolderData(Data):
     labels: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None
     preprocess: Preprocess | None = None
+    kind: str = FOLDERS
     pixels: bool = field(init=False, default=True)
     labelled: bool = field(init=False)
     _replaced: dict[int, str] = field(init=False, default_factory=dict, repr=False)

@@ -12,7 +12,7 @@ import torch
 
 from explorer.errors import DataError
 from explorer.sources.files import shipped
-from explorer.sources.folder import FolderData
+from explorer.sources.folder import FOLDERS, FolderData
 from explorer.sources.images import Batch, Data, Skipped, Subset
 
 _WNID = re.compile(r"n\d{8}")
@@ -84,8 +84,7 @@ def fit_labels(data: Data, classes: Sequence[str] | None, outputs: int) -> tuple
     names = data.classes
     if names is None:
         return data, "The labels are the numbers in the data."
-    folder = _is_folder(data)
-    kind = "class folders" if folder else "classes"
+    kind = _kind(data)
     if classes is not None and len(classes) == outputs:
         found = _looked_up(names, classes)
         if found is not None:
@@ -101,7 +100,7 @@ def fit_labels(data: Data, classes: Sequence[str] | None, outputs: int) -> tuple
             f"The {len(names)} {kind} are numbered as in ImageNet, by their identifiers.",
         )
     if len(names) == outputs:
-        order = "in the order of their names" if folder else "as in the data"
+        order = "in the order of their names" if kind == FOLDERS else "as in the data"
         return data, f"The {len(names)} {kind} are numbered {order}."
     missing = _missing(names, classes or ())
     raise DataError(
@@ -110,8 +109,9 @@ def fit_labels(data: Data, classes: Sequence[str] | None, outputs: int) -> tuple
     )
 
 
-def _is_folder(data: Data) -> bool:
-    return isinstance(data.data, FolderData) if isinstance(data, Subset) else isinstance(data, FolderData)
+def _kind(data: Data) -> str:
+    inner = data.data if isinstance(data, Subset) else data
+    return inner.kind if isinstance(inner, FolderData) else "classes"
 
 
 def _renumbered(data: Data, numbers: tuple[int, ...], classes: tuple[str, ...]) -> Data:
