@@ -48,11 +48,12 @@ def load_data(
 ) -> Data:
     """Images from wherever they are.
 
-    ``spec`` is a name in ZOO_DATA, ``torchvision:NAME:FOLDER[:SPLIT]`` (see ``torchvisiondata``), a folder (see ``FolderData.open``), an ``.npz`` file with ``images`` and
-    perhaps ``labels``, a factory ``file.py:name`` or ``package.module:name`` that returns any of what
-    follows, a Dataset or DataLoader, an iterable of batches ``(x, y)`` or ``x``, a pair ``(x, y)`` of tensors or
-    arrays, one tensor or array, or a Data.  Folders and datasets are read image by image, as needed; iterables are
-    collected, within half of the free memory.
+    ``spec`` is a name in ZOO_DATA, ``torchvision:NAME:FOLDER[:SPLIT]`` (see ``torchvisiondata``), a folder (see
+    ``FolderData.open``), an ``.npz`` file with ``images`` and perhaps ``labels``, a factory ``file.py:name``
+    or ``package.module:name`` that returns any of what follows, a Dataset or DataLoader, an iterable of
+    batches ``(x, y)`` or ``x``, a pair ``(x, y)`` of tensors or arrays, one tensor or array, or a Data.
+    Folders and datasets are read image by image, as needed; iterables are collected, within half of the free
+    memory.
 
     ``preprocess`` is the user's wish and applies to every kind of image.  ``default``, the network's own
     preprocessing, applies to uint8 images and files when there is no wish: floats are taken as ready.

@@ -40,9 +40,10 @@ class DamagedImage(DataError):
 class FolderData(Data):
     """Image files, opened when they are read: colour, unless ``preprocess`` asks for one channel.
 
-    Made by ``FolderData.open``.  ``labels`` is one number for each file, or None; ``kind`` says what the
-    classes are.  An image that passes     :meth:`damage` and turns out to be damaged when it is decoded is replaced by the next of its class, so that batches
-    stay as they are; ``skipped`` says so, and DataError is raised when there are more such than one of a hundred.
+    Made by ``FolderData.open``. ``labels`` is one number for each file, or None; ``kind`` says what the classes
+    are. An image that passes :meth:`damage` and turns out to be damaged when it is decoded is replaced by the
+    next of its class, so that batches stay as they are; ``skipped`` says so, and DataError is raised when
+    there are more such than one of a hundred.
     """
 
     name: str
