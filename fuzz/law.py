@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ class _Watch:
         self.folder: Path | None = None
         self.thread = 0
         self.seen: list[str] = []
+        tempfile.gettempdir()  # writes a file to see whether it can, the first time
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:

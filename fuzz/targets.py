@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -202,6 +203,27 @@ def _checkpoints() -> list[bytes]:
     return [saved(state), saved(wrapped), saved(tied), old.getvalue(), touch, hostile()]
 
 
+def _programs() -> list[bytes]:
+    """As torch.export writes them; the last runs code where it is loaded by torch.export.load."""
+    batch = torch.export.Dim("batch")
+    free = torch.export.export(net(), (torch.randn(3, 1, 4, 4),), dynamic_shapes=({0: batch},))
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for program in (
+            free,
+            free.run_decompositions(),
+            torch.export.export(net(), (torch.randn(3, 1, 4, 4),)),
+        ):
+            whole = io.BytesIO()
+            torch.export.save(program, whole)
+            found.append(whole.getvalue())
+    with zipfile.ZipFile(io.BytesIO(found[0])) as archive:
+        members = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    touch = [(name, hostile() if "sample_inputs" in name else content) for name, content in members]
+    return [*found, mutate.zipped(touch)]
+
+
 def _arrays() -> list[bytes]:
     kinds: list[dict[str, Any]] = [
         {"images": np.zeros((2, 4, 4), np.uint8), "labels": np.arange(2)},
@@ -327,6 +349,7 @@ TARGETS: dict[str, Target] = {
         Target("safetensors", lambda: [save_safetensors(net().state_dict())],
                on_disk(".safetensors", lambda path: load_model(net(), path)), mutate.as_safetensors),
         Target("checkpoint", _checkpoints, on_disk(".pt", lambda path: load_model(net(), path)), mutate.as_zip),
+        Target("program", _programs, on_disk(".pt2", load_model), mutate.as_zip),
         Target("npz", _arrays, on_disk(".npz", lambda path: load_data(path).read([0])), mutate.as_zip),
         Target("image", _images, _read_image),
         Target("encodings", _encodings, _foreign(".encodings"), mutate.as_json),

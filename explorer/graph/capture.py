@@ -213,14 +213,16 @@ def _read(program: ExportedProgram, pair: Tensor, prefix: str) -> Graph:
                 images = images or node.name
         elif node.op == "call_function":
             stack = list((node.meta.get("nn_module_stack") or {}).values())
+            module = (stack[-1][0] + ".").removeprefix(prefix).removesuffix(".") if stack else ""
+            # A network read from a file says itself what the user called the modules that it was made from.
+            said = (node.meta.get("custom") or {}).get("explorer")
             nodes.append(
                 Node(
                     node.name,
                     _SAME_VALUES.get(node.target, node.target),
                     _argument(node.args),
                     _argument(dict(node.kwargs)),
-                    (stack[-1][0] + ".").removeprefix(prefix).removesuffix(".") if stack else "",
-                    _source(node),
+                    *(said or (module, _source(node))),
                 )
             )
         elif node.op not in ("output", "get_attr"):

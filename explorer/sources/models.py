@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -19,6 +20,7 @@ from explorer.sources.efficientnet import PACKAGED
 from explorer.sources.factory import call_factory, describe, describe_type, is_factory
 from explorer.sources.files import shipped
 from explorer.sources.loaded import LoadedModel, seeded
+from explorer.sources.program import load_program
 from explorer.sources.timmmodels import from_timm
 from explorer.sources.torchvisionmodels import from_torchvision
 from explorer.sources.zoo import CLASSES, ZOO
@@ -35,11 +37,11 @@ def load_model(
 ) -> LoadedModel:
     """A network from its name, from a library, from the user's own Python, or from memory.
 
-    ``spec`` is a name in ZOO or PACKAGED, ``torchvision:NAME[:WEIGHTS]``, ``timm:NAME[.TAG]``, a factory
-    ``file.py:name`` or ``package.module:name``, or an nn.Module, which is copied and itself left as it is.
-    ``checkpoint`` replaces the weights (see ``read_checkpoint``).  Weights that a name asks for come from the
-    library's cache on this machine; with ``download`` the library may fetch them.  A network without weights
-    gets random ones from seed 0.
+    ``spec`` is a name in ZOO or PACKAGED, ``torchvision:NAME[:WEIGHTS]``, ``timm:NAME[.TAG]``, a program saved by
+    torch.export (``.pt2``), a factory ``file.py:name`` or ``package.module:name``, or an nn.Module, which is copied
+    and itself left as it is.  ``checkpoint`` replaces the weights (see ``read_checkpoint``).  Weights that a name
+    asks for come from the library's cache on this machine; with ``download`` the library may fetch them.  A network
+    without weights gets random ones from seed 0.
     Raises ModelError, and CheckpointError for weights that are missing, damaged, not finite or of another
     network.
 
@@ -84,9 +86,8 @@ def _from_text(spec: str, checkpoint: str | None, download: bool) -> LoadedModel
     if spec in PACKAGED:
         return PACKAGED[spec](checkpoint)
     if spec.endswith(".pt2"):
-        raise ModelError(
-            f"{spec} is an exported program; these cannot be read yet, give file.py:factory instead."
-        )
+        module, example = load_program(Path(spec).expanduser())
+        return _with_checkpoint(LoadedModel(spec, module, example), checkpoint)
     if spec.endswith(CHECKPOINT_SUFFIXES):
         raise ModelError(
             f"{spec} is a checkpoint, not a network; give the network, such as file.py:factory, "

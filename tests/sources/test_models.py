@@ -183,7 +183,7 @@ def test_what_goes_wrong_in_a_factory_is_one_sentence(factory: str) -> None:
     ("spec", "part"),
     [
         ("fashion-resnet21", "Did you mean 'fashion-resnet20'"),
-        ("net.pt2", "exported program"),
+        ("net.pt2", "There is no file net.pt2"),
         ("net.safetensors", "not a network"),
         ("net.py", r"net\.py:NAME"),
         ("torchvision:resnet81", "Did you mean 'resnet18'"),
