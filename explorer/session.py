@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import fields, replace
 from typing import Any
 
@@ -93,6 +94,7 @@ from explorer.study.trials import changes, counts, differences
 from explorer.study.trials import table as trials_table
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
 from explorer.tensor import SchemeLike, apply, as_scheme, entropy_bits, fit_tensor, oversized
+from explorer.workers import Hands
 
 _KEEP_HISTORY = 200
 
@@ -128,8 +130,11 @@ class Session:
         subset: so many of the images, drawn with the same share of each class, are all that is evaluated on; None
             takes all.
         download: let a library fetch the weights that ``model`` names; otherwise they must be on this machine.
+        executor: evaluations, comparisons, exact sensitivities and what a diagnosis tries are computed there: any
+            executor of ``concurrent.futures``, or a Dask client.  Results are the same to the last bit.
 
     Raises:
+        JobError: for workers that cannot be reached or do not fit.
         ModelError, CheckpointError, DataError, RecipeError: for what cannot be read or does not fit.
         ProjectError: for a project folder that cannot be written to.
     """
@@ -154,10 +159,11 @@ class Session:
         output: str | int | None = None,
         subset: int | None = None,
         download: bool = False,
+        executor: Executor | Hands | None = None,
     ) -> None:
         self.subject = subject or make_subject(
             model, data, calibration, evaluation, example, checkpoint, preprocess,
-            calibration_images, fold, store_bytes, seed, store_folder, output, subset, download,
+            calibration_images, fold, store_bytes, seed, store_folder, output, subset, download, executor,
         )  # fmt: skip
         first = self._checked(Recipe.preset(recipe) if isinstance(recipe, str) else recipe)
         # A reviewer's, for the report; no part of the recipe or its history.
@@ -553,6 +559,7 @@ class Session:
             self.data_name,
             self.subject.calibration_name,
             interval,
+            self.subject.elsewhere,
         )
         yield from self._noted(chosen, steps)
 
@@ -619,6 +626,7 @@ class Session:
             self.data_name,
             self.subject.calibration_name,
             interval,
+            self.subject.elsewhere,
         )
 
     def compare(
@@ -715,6 +723,7 @@ class Session:
             measure=measure,
             tensor=tensor,
             recipe=self.recipe,
+            elsewhere=subject.elsewhere,
         )
 
     def sensitivity(
@@ -801,6 +810,7 @@ class Session:
                 batches=subject.evaluation.batches,
                 total=subject.evaluation.count(images),
                 recipe=self.resolve(recipe),
+                elsewhere=subject.elsewhere,
             )
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,6 @@ from explorer.graph import Batch, Calibration, Disk, Engine, Graph, Layer, Plan,
 from explorer.graph.ir import digest, tensor_digest
 from explorer.graph.memory import free_bytes
 from explorer.recipe import Recipe, TensorScheme
-from explorer.sources import Batch as Images
 from explorer.sources import (
     Data,
     DataFacts,
@@ -31,8 +31,11 @@ from explorer.sources import (
     load_model,
     sha256_of,
 )
+from explorer.sources.reading import read_images
 from explorer.study import Examples, Resolver
 from explorer.study.metrics import ErrorSums
+from explorer.study.tasks import Elsewhere
+from explorer.workers import Crew, Hands, Opening, Place, hands_of
 
 # Batches up to this many bytes together are held; larger data are read again when they are needed.
 _HELD_BYTES = 1 << 29
@@ -64,20 +67,6 @@ def _store_for(budget: int | None, folder: str | os.PathLike[str] | None) -> Sto
         return shared_store()
     disk = None if folder is None else Disk(folder, kinds=(ErrorSums,))
     return Store(default_budget() if budget is None else budget, disk)
-
-
-def _read(data: Data, indices: Sequence[int]) -> Images:
-    """The images at ``indices``; what a user's own data raise becomes a DataError that names the image."""
-    try:
-        return data.read(indices)
-    except DataError:
-        raise
-    except Exception as error:
-        for index in indices if len(indices) > 1 else ():
-            _read(data, [index])
-        # Each by itself could be read, or there is one only.
-        which = f"image {indices[0]}" if len(indices) == 1 else f"images {min(indices)} to {max(indices)}"
-        raise DataError(f"Reading {which} of {data.name} failed: {type(error).__name__}: {error}.") from error
 
 
 class Stream:
@@ -113,6 +102,11 @@ class Stream:
         """The images' numbers in the data set, in the order in which they are seen."""
         return self._order
 
+    def looked_at(self, images: int | None = None) -> list[int]:
+        """The numbers of sixteen images, spread over the first so many (None for all)."""
+        count = self.count(images)
+        return [self._order[place] for place in sorted({count * k // _LOOKED_AT for k in range(_LOOKED_AT)})]
+
     def fingerprint(self, images: int | None = None) -> str:
         """A digest of how many images there are and of sixteen of them with their labels, spread over the order.
 
@@ -120,8 +114,7 @@ class Stream:
             images: among the first so many, None for all.
         """
         count = self.count(images)
-        places = sorted({count * k // _LOOKED_AT for k in range(_LOOKED_AT)})
-        read = _read(self.data, [self._order[place] for place in places])
+        read = read_images(self.data, self.looked_at(images))
         labels = "" if read.labels is None else tensor_digest(read.labels)
         return digest(str(len(self._order)), str(count), tensor_digest(read.images), labels)
 
@@ -129,14 +122,15 @@ class Stream:
         """The first ``images`` examples, batch by batch."""
         count = self.count(images)
         for start in range(0, count, self.size):
-            yield self._read(start, min(start + self.size, count))
+            yield self.read(start, min(start + self.size, count))
 
-    def _read(self, start: int, stop: int) -> Examples:
+    def read(self, start: int, stop: int) -> Examples:
+        """A batch: the examples from one place in the order to another."""
         with self._lock:
             if (start, stop) in self._held:
                 return self._held[start, stop]
         indices = tuple(self._order[start:stop])
-        read = _read(self.data, indices)
+        read = read_images(self.data, indices)
         examples = Examples(Batch.of(read.images), read.labels, indices)
         size = read.images.numel() * read.images.element_size()
         with self._lock:
@@ -150,7 +144,8 @@ class Stream:
 class Subject:
     """What sessions may share, since nobody writes to it: the captured network, its images and statistics.
 
-    ``weights_sha256`` is that of the network's state_dict as it was loaded, in the order of its names.
+    ``weights_sha256`` is that of the network's state_dict as it was loaded, in the order of its names; ``elsewhere``
+    computes evaluations and sweeps, None being this process.
     """
 
     name: str
@@ -170,6 +165,7 @@ class Subject:
     wish: Preprocess | None = None
     chosen: str = ""
     labels: str = ""
+    elsewhere: Elsewhere | None = None
 
     @property
     def data_facts(self) -> DataFacts:
@@ -238,6 +234,7 @@ def make_subject(
     output: str | int | None = None,
     subset: int | None = None,
     download: bool = False,
+    executor: Executor | Hands | None = None,
 ) -> Subject:
     """Load and capture a network and its images.  The arguments are those of :class:`Session`."""
     loaded = model if isinstance(model, LoadedModel) else load_model(model, checkpoint, download)
@@ -281,6 +278,11 @@ def make_subject(
         engine, floats, lambda: (examples.batch for examples in tuning_stream.batches(wanted))
     )
     stream = Stream(images, size, seed)
+    crew = None
+    if executor is not None:
+        place = Place(str(chosen), wish, loaded.preprocess)
+        hands = hands_of(executor, store_bytes)
+        crew = Crew(hands, engine, stream, Opening.of(images, place, stream.looked_at()))
     shared = " (which are also evaluated)" if calibration is None else ""
     return Subject(
         name=loaded.name,
@@ -302,4 +304,5 @@ def make_subject(
         wish=wish,
         chosen=which,
         labels=how,
+        elsewhere=crew,
     )

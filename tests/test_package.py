@@ -31,6 +31,7 @@ RANKS = [
     {"cost"},
     {"study"},
     {"sources", "jobs"},
+    {"workers"},
     {"subject"},
     {"session"},
     {"cli", "views"},
@@ -108,6 +109,17 @@ def test_threads_are_started_in_jobs_only(file: Path) -> None:
     # In a notebook a thread of http.server hands out the page's files; it computes nothing.
     if layer(file) != "jobs" and file != ROOT / "views" / "notebook.py":
         assert "Thread(" not in text and "ThreadPoolExecutor" not in text and "multiprocessing" not in text
+
+
+@pytest.mark.parametrize("file", FILES, ids=ids)
+def test_executors_come_from_outside(file: Path) -> None:
+    """Who computes is decided by whoever makes a session; one file knows Dask, and imports it when asked to."""
+    for name, later in imports(file):
+        package = name.split(".")[0]
+        assert package != "concurrent" or layer(file) in ("workers", "subject", "session"), (
+            f"{file} imports {name}"
+        )
+        assert package not in ("dask", "distributed") or (later and file == ROOT / "workers" / "cluster.py")
 
 
 def test_importing_the_package_imports_no_page() -> None:
