@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from explorer.formats import packed_bytes
 from explorer.graph import Graph, Layer
+from explorer.graph.engine import weight_key
+from explorer.graph.observe import by_output
 from explorer.recipe import LayerConfig, Recipe, TensorScheme
 from explorer.tensor import metadata_bytes
 
@@ -43,7 +45,7 @@ class Cost:
     """The cost of a network under a recipe.
 
     Args:
-        layers: by name.  A weight that several layers share counts at the first of them.
+        layers: by name.  A weight that several layers share under one scheme counts at the first of them.
         other: bytes of constants that belong to no layer.
     """
 
@@ -99,13 +101,19 @@ FLOAT = Recipe.preset("fp32").default
 def cost(graph: Graph, recipe: Recipe) -> Cost:
     """What ``graph`` costs under ``recipe``, exactly; no image is needed."""
     counted: set[str] = set()
+    stored: set[tuple[str, str]] = set()
     layers: dict[str, LayerCost] = {}
     for layer in graph.layers:
         config = recipe.config(layer.name) if layer.quantizable else FLOAT
         payload = metadata = rest = 0
-        if layer.weight is not None and layer.weight not in counted:
+        if layer.weight is not None:
             counted.add(layer.weight)
-            payload, metadata = _weight(graph, layer, config.weight)
+            # Under several schemes it has to be there several times.
+            own = layer.name if by_output(config.weight) else ""
+            form = own, weight_key(graph, layer, config.weight)
+            if form not in stored:
+                stored.add(form)
+                payload, metadata = _weight(graph, layer, config.weight)
         for name in graph.by_name[layer.node].inputs:
             if name in graph.constants and name not in counted:
                 counted.add(name)

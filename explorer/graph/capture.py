@@ -20,7 +20,8 @@ from explorer.errors import ModelError
 from explorer.formats import check_finite
 from explorer.graph.ir import Graph, Node, Ref
 from explorer.graph.layers import find_layers
-from explorer.graph.passes import fold_batch_norm, fold_constants, with_shapes
+from explorer.graph.lower import lower
+from explorer.graph.passes import fold_batch_norm, fold_constants, prune, with_shapes
 from explorer.graph.repeat import check_repeatable
 from explorer.graph.results import Chosen, choose
 from explorer.graph.results import at as result_at
@@ -72,12 +73,23 @@ def capture(module: nn.Module, example: Tensor, fold: bool = True, output: str |
     expected = result_at(returned, path)
     program = _export(Chosen(module, path) if path else module, pair)
     graph = with_shapes(fold_constants(_read(program, pair, Chosen.PREFIX if path else "")), pair)
+    lowered = lower(graph)
+    if lowered is not graph:
+        graph = with_shapes(prune(lowered), pair)
     if fold:
         graph = with_shapes(fold_batch_norm(graph), pair)
-    graph = replace(graph, layers=find_layers(graph))
+    graph = replace(graph, layers=find_layers(graph, _aliases(module)))
     check_repeatable(graph, pair)
     _compare(graph, pair, expected)
     return graph
+
+
+def _aliases(module: nn.Module) -> dict[str, list[str]]:
+    """All names of each parameter that has several, by each of them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: found for found in names.values() if len(found) > 1 for name in found}
 
 
 def _call(module: nn.Module, example: Tensor) -> Any:
@@ -113,21 +125,24 @@ def _where(error: BaseException) -> str:
 
 # torch.export keeps state of its own for the whole process, and so does what silences it.
 _exporting = threading.Lock()
+# A batch that is larger than usual lengths of heads and small feature maps.
+_MANY = 36
 
 
 def _export(module: nn.Module, pair: Tensor) -> ExportedProgram:
     """The exported program, pure.
 
     Plain tracing is tried first.  It takes ``len(x)`` for a number, where reading the code itself
-    (``strict=True``) sees the batch size; so that is tried next.
+    (``strict=True``) sees the batch size; so that is tried next.  torch's own code may look whether some batch size
+    makes two lengths the same; it does not for larger batches, and gives the same operators, so that comes last.
     """
     first: Exception | None = None
-    for strict in (False, True):
+    many = torch.cat([pair] * (_MANY // len(pair) + 1))
+    for strict, example in ((False, pair), (True, pair), (False, many)):
         try:
-            with _exporting, _silence():
-                program = torch.export.export(
-                    module, (pair,), dynamic_shapes=({0: Dim("batch")},), strict=strict
-                )
+            with _exporting, _silence(), _slow_attention():
+                batch = Dim("batch", min=len(example) if example is many else None)
+                program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=strict)
                 return program.run_decompositions({})
         except Exception as error:
             first = first or error
@@ -148,6 +163,17 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _slow_attention() -> Iterator[None]:
+    """torch's encoder layer in single steps, not as one operator."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _export_reason(error: Exception, module: nn.Module, pair: Tensor) -> str:

@@ -165,6 +165,22 @@ def worked_out(
     return Plan(graph, configs, params, keys, weights)
 
 
+def call_with(
+    node: Node, values: Mapping[str, Any], changes: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Any:
+    """The value of a layer's node, its activations changed before they are multiplied.
+
+    Args:
+        node: with a layer.
+        values: of the node's inputs.
+        changes: what is done to which activation, by the names of the layer's inputs.
+    """
+    inputs = {name: changes[name](value) if name in changes else value for name, value in values.items()}
+    # What a recurrent product reads is made by its own node, one step after the other.
+    inside = {"quantize": changes[node.reads]} if node.reads in changes else {}
+    return node.call(inputs, **inside)
+
+
 @dataclass
 class Engine:
     """Evaluates plans of one graph on batches.
@@ -316,12 +332,14 @@ class Engine:
             scheme, given = plan.configs[layer.name].weight, plan.weights.get(layer.name)
             inputs[layer.weight] = self.weight(layer, scheme, given)
         begun = time.perf_counter()
+        changes: dict[str, Callable[[Tensor], Tensor]] = {}
         if layer is not None and not plan.configs[layer.name].input.off:
             scheme = plan.configs[layer.name].input
             params = plan.params.get(layer.name, (None,) * len(layer.inputs))
             # One value may come in twice (attention of x with itself); its parameters are the same then.
             for source, fixed in zip(layer.inputs, params, strict=True):
-                if inputs[source] is values[source]:
-                    inputs[source] = quantize_activation(values[source], scheme, fixed, layer.channel)
-        result = node.call(inputs)
+                changes[source] = functools.partial(
+                    quantize_activation, scheme=scheme, params=fixed, channel=layer.channel
+                )
+        result = call_with(node, inputs, changes)
         return time.perf_counter() - begun, result

@@ -68,6 +68,10 @@ class Node:
         module: the path of the user's module that it comes from.
         source: file and line of the user's code, or nothing.
         shape: of the value for the example, its batch axis included; () for other values than tensors.
+        dtype: of the value; None for other values than tensors.
+        reads: the node with what its layer's product reads, where that is what it has made itself before (the
+            states of a recurrent network); it comes later.
+        origin: the node of the exported program that it is a part of; empty where it is that node.
     """
 
     name: str
@@ -77,6 +81,9 @@ class Node:
     module: str = ""
     source: str = ""
     shape: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
+    reads: str = ""
+    origin: str = ""
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -101,15 +108,15 @@ class Node:
         args = [None if isinstance(arg, Ref) else fill(arg, {}) for arg in self.args]
         return args, fill(dict(self.kwargs), {}), gaps
 
-    def call(self, values: Mapping[str, Any]) -> Any:
-        """The operator's result, given the values of its inputs."""
+    def call(self, values: Mapping[str, Any], **extra: Any) -> Any:
+        """The operator's result, given the values of its inputs, and more arguments than the graph has."""
         if self._prepared is None:
-            return self.target(*fill(self.args, values), **fill(dict(self.kwargs), values))
+            return self.target(*fill(self.args, values), **fill(dict(self.kwargs), values), **extra)
         args, kwargs, gaps = self._prepared
         args = args.copy()
         for index, name in gaps:
             args[index] = values[name]
-        return self.target(*args, **kwargs)
+        return self.target(*args, **kwargs, **extra)
 
     @cached_property
     def signature(self) -> str:
@@ -130,12 +137,15 @@ class Layer:
         op: a short name, for example ``conv2d``.
         weight: the constant that holds the weight, or None.
         axis: the weight's output-channel axis.
-        inputs: the nodes whose values are its activations, in order.
+        inputs: the nodes whose values are its activations, in order; of a recurrent product the one with the states
+            that it reads step by step, which comes after it.
         channel: the channel axis of those activations.
         shape: of the weight, or of the first input for one example.
         parameters: how many numbers its constants hold (weight and bias).
         macs: multiply-adds for one example.
         reason: why it cannot be quantized; empty when it can.
+        shares: the layer before it that has the same weight; empty when there is none.  Under the same scheme it is
+            quantized and stored once.
     """
 
     name: str
@@ -149,6 +159,7 @@ class Layer:
     parameters: int
     macs: int
     reason: str = ""
+    shares: str = ""
 
     @property
     def quantizable(self) -> bool:
@@ -203,6 +214,16 @@ class Graph:
     @cached_property
     def by_layer(self) -> Mapping[str, Layer]:
         return {layer.name: layer for layer in self.layers}
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a node's value, a constant or the input, for the example."""
+        if name == self.input:
+            return (self.example_batch, *self.example_shape)
+        return tuple(self.constants[name].shape) if name in self.constants else self.by_name[name].shape
+
+    def dtype_of(self, name: str) -> torch.dtype | None:
+        """The type of the numbers of a node's value or a constant."""
+        return self.constants[name].dtype if name in self.constants else self.by_name[name].dtype
 
     @cached_property
     def layer_at(self) -> Mapping[str, Layer]:

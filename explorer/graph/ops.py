@@ -62,6 +62,12 @@ def _attention(inputs: tuple[Shape, ...], weight: Shape | None, output: Shape) -
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
+def _recurrent(inputs: tuple[Shape, ...], weight: Shape | None, output: Shape) -> int:
+    assert weight is not None
+    # A product for each state (N, T, H) that is read.
+    return math.prod(inputs[0][:-1]) * math.prod(weight)
+
+
 def _none(inputs: tuple[Shape, ...], weight: Shape | None, output: Shape) -> int:
     return 0
 
@@ -82,6 +88,12 @@ LAYER_OPS: dict[str, LayerOp] = {
     "aten.mm.default": LayerOp("matmul", None, None, (0, 1), 1, -1, _product),
     "aten.bmm.default": LayerOp("matmul", None, None, (0, 1), 1, -1, _product),
     "aten.addmm.default": LayerOp("matmul", None, 0, (1, 2), 1, -1, _product),
+    "aten.baddbmm.default": LayerOp("matmul", None, 0, (1, 2), 1, -1, _product),
+    # Their activations are not among the arguments: see Node.reads.
+    "lstm_states": LayerOp("recurrent", 3, 4, (), 0, -1, _recurrent),
+    "gru_states": LayerOp("recurrent", 2, 3, (), 0, -1, _recurrent),
+    "rnn_tanh_states": LayerOp("recurrent", 2, 3, (), 0, -1, _recurrent),
+    "rnn_relu_states": LayerOp("recurrent", 2, 3, (), 0, -1, _recurrent),
     "aten.scaled_dot_product_attention.default": LayerOp("sdpa", None, None, (0, 1, 2), 0, -1, _attention),
 }
 
@@ -92,9 +104,11 @@ REASONS: dict[str, str] = {
     "group_norm": "a GroupNorm works on sums and square roots, not on products with a weight matrix",
     "instance_norm": "an InstanceNorm works on sums and square roots, not on products with a weight matrix",
     "rms_norm": "an RMSNorm works on sums and square roots, not on products with a weight matrix",
-    "lstm": "the matrix products of this LSTM are hidden inside one operator",
-    "gru": "the matrix products of this GRU are hidden inside one operator",
-    "rnn": "the matrix products of this RNN are hidden inside one operator",
+    "lstm": "an LSTM whose state is projected (proj_size), or whose weights are computed, is one operator",
+    "gru": "a GRU whose weights are computed is one operator",
+    "rnn": "an RNN whose weights are computed is one operator",
+    "embedding_bag": "an EmbeddingBag looks values up and adds them up in one operator",
+    "einsum": "an einsum that is no single matrix product",
     "prelu": "the slope of a PReLU multiplies element by element",
     "bilinear": "a bilinear product of two activations and a weight is not supported",
     "matmul": "a matrix product whose left factor is a parameter",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from explorer.calibrate.fit import params_of
 from explorer.calibrate.output import candidates, share_of
 from explorer.calibrate.rules import Range
 from explorer.formats import Grid, extent
-from explorer.graph.engine import Batch, Engine, Plan
+from explorer.graph.engine import Batch, Engine, Plan, call_with
 from explorer.graph.fakequant import quantize_activation
 from explorer.graph.ir import Graph, Layer
 from explorer.recipe import TensorScheme
@@ -84,10 +85,13 @@ class OutputOfInput(Objective):
         source, node = self.layer.inputs[self.index], self.graph.by_name[self.layer.node]
         constants = self.graph.constants
         inputs = {name: constants[name] if name in constants else values[name] for name in node.inputs}
+        changes: dict[str, Callable[[Tensor], Tensor]] = {}
         if params is not None:
-            inputs[source] = quantize_activation(inputs[source], self.scheme, params, self.layer.channel)
+            changes[source] = partial(
+                quantize_activation, scheme=self.scheme, params=params, channel=self.layer.channel
+            )
         with torch.inference_mode():
-            result = node.call(inputs)
+            result = call_with(node, inputs, changes)
         assert isinstance(result, Tensor)
         return result.float()
 

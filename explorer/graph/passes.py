@@ -32,20 +32,24 @@ def fold_constants(graph: Graph) -> Graph:
             if isinstance(value, Tensor):
                 # A view would keep the whole parameter alive and share its memory.
                 constants[node.name] = value.clone()
-                source = next((sources[name] for name in node.inputs if name in sources), "")
-                if source:
-                    sources[node.name] = source
+            # Of the parts of a parameter as well.
+            source = next((sources[name] for name in node.inputs if name in sources), "")
+            if source:
+                sources[node.name] = source
         else:
             nodes.append(node)
     return prune(replace(graph, nodes=tuple(nodes), constants=constants, sources=sources))
 
 
 def prune(graph: Graph) -> Graph:
-    """Without nodes and constants that the output does not need."""
+    """Without nodes and constants that the output does not need, nor a recurrent layer to be observed."""
     needed = {graph.output}
     for node in reversed(graph.nodes):
         if node.name in needed:
             needed.update(node.inputs)
+    for node in graph.nodes:
+        if node.name in needed:
+            needed.update([node.reads] if node.reads else [])
     return replace(
         graph,
         nodes=tuple(node for node in graph.nodes if node.name in needed),
@@ -57,7 +61,7 @@ def prune(graph: Graph) -> Graph:
 def with_shapes(graph: Graph, pair: Tensor) -> Graph:
     """The graph with the shape of each value, read off a run on the example."""
     nodes = (
-        replace(node, shape=tuple(value.shape)) if isinstance(value, Tensor) else node
+        replace(node, shape=tuple(value.shape), dtype=value.dtype) if isinstance(value, Tensor) else node
         for node, value in walk(graph, pair)
     )
     return replace(graph, nodes=tuple(nodes))

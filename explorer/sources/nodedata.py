@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping
+from statistics import fmean
 
 from explorer.errors import LayerError
 from explorer.graph import Graph
@@ -37,7 +39,8 @@ def node_data(graph: Graph, values: Mapping[str, float]) -> str:
 
     It goes with the program of ``torch.export.export(module, ...)``, saved as ``.pt2`` as it is or after
     ``run_decompositions({})``: its nodes are called as those of ``graph``.  Model Explorer calls the graph of any such
-    program ``graph``.  JSON has no infinite numbers and no NaN, so layers without a finite value have no entry.
+    program ``graph``.  JSON has no infinite numbers and no NaN, so layers without a finite value have no entry.  A node
+    that holds several layers (an attention, an LSTM) has the mean of theirs.
 
     Args:
         graph: the captured network.
@@ -49,11 +52,12 @@ def node_data(graph: Graph, values: Mapping[str, float]) -> str:
     unknown = next((name for name in values if name not in graph.by_layer), None)
     if unknown is not None:
         raise LayerError(f"This network has no layer {unknown!r}.")
-    found = {
-        graph.by_layer[name].node: {"value": float(value)}
-        for name, value in values.items()
-        if math.isfinite(value)
-    }
+    numbers: dict[str, list[float]] = defaultdict(list)
+    for name, value in values.items():
+        if math.isfinite(value):
+            node = graph.by_name[graph.by_layer[name].node]
+            numbers[node.origin or node.name].append(float(value))
+    found = {node: {"value": fmean(own)} for node, own in numbers.items()}
     if not found:
         raise LayerError("No layer has a finite value, so there is nothing for a graph to show.")
     stops = [

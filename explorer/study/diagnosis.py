@@ -223,6 +223,7 @@ class Patient:
         graph = self.engine.graph
         wanted = {layer.node for layer in layers}
         for layer in layers:
+            wanted.update(layer.inputs)
             wanted.update(name for name in graph.by_name[layer.node].inputs if name not in graph.constants)
         return self.engine.run(self.floats, batch, wanted, keep=False)
 
