@@ -127,9 +127,9 @@ class Spread:
         first, (groups, points) = sample.bins.first, counts.shape
         mass, below, hinge = np.zeros((3, groups, points + 1))
         mass[:, :-1] = counts
-        np.cumsum(counts, 1, out=below[:, 1:])
+        _sums(counts, below[:, 1:])
         # From one end to the next all that is below comes nearer by a bin, and the bin's own by half of one.
-        np.cumsum(below[:, :-1] + counts / 2, 1, out=hinge[:, 1:])
+        _sums(below[:, :-1] + counts / 2, hinge[:, 1:])
         value = (first + points) * below[:, -1:] - hinge[:, -1:]
         middle = np.arange(points) + (first + 0.5)
         # Not a product of matrices: its threads would spin on for a while.
@@ -196,16 +196,16 @@ class Counted:
         sums = np.zeros((3, len(counts), counts.shape[1] + 1))
         parts = counts, counts > 0, _entropy(counts, each, noise)
         for part, total in zip(parts, sums, strict=True):
-            np.cumsum(part, 1, out=total[:, 1:])
+            _sums(part, total[:, 1:])
         return cls(absmax, counts, sums, each, noise)
 
-    def entropy(self, counts: np.ndarray) -> np.ndarray:
-        """``count * log(count)``, as it would be on average if every value had been counted.
+    def entropy(self, counts: np.ndarray, spread: np.ndarray | float = 1.0) -> np.ndarray:
+        """``count * log(count / spread)``, as it would be on average if every value had been counted.
 
         Half the variance of a count over the count is what it is too much.
         Source: Miller, "Note on the bias of information estimates" (1955).
         """
-        return _entropy(counts, self.each, self.noise)
+        return _entropy(counts, self.each, self.noise, spread)
 
     @property
     def points(self) -> int:
@@ -213,8 +213,15 @@ class Counted:
         return self.counts.shape[1]
 
 
-def _entropy(counts: np.ndarray, each: float, noise: float) -> np.ndarray:
-    found = xlogy(counts, counts)
+def _sums(numbers: np.ndarray, out: np.ndarray) -> None:
+    """Running sums along the last axis; torch's take a third of the time of NumPy's."""
+    torch.cumsum(torch.from_numpy(numbers), -1, dtype=torch.float64, out=torch.from_numpy(out))
+
+
+def _entropy(
+    counts: np.ndarray, each: float, noise: float, spread: np.ndarray | float = 1.0
+) -> np.ndarray:
+    found = xlogy(counts, counts / spread)
     # Fewer than one stands for were counted one by one.
     return found if noise == 1 else found - (noise - 1) / 2 * (counts >= each)
 

@@ -216,25 +216,27 @@ class _Run:
         Gives the number of zeros, which are not among the counts, and whether the counts were made smooth.
         """
         half, some = len(counts) // 2, np.concatenate(self._some).view(np.float32)
-        ends, both = np.concatenate(self._ends), self._beyond(some)
+        ends, bins_of_one = np.concatenate(self._ends), float(np.float32(1 / width))
 
-        def places(values: np.ndarray) -> np.ndarray:
+        def places(values: np.ndarray) -> Tensor:
             # Rounded in float32: an edge may be off by less than a thousandth of a bin.
-            scaled = values * np.float32(1 / width)
-            scaled += half
-            return scaled.astype(np.int64)
+            return torch.from_numpy(values).mul(bins_of_one).add_(half).to(torch.int32)
 
-        found = np.bincount(places(some), minlength=len(counts))
-        np.subtract.at(found, places(both), 1)
-        scale = (self.seen - len(ends)) / (len(some) - len(both))
-        zeros = np.count_nonzero(some == 0) - np.count_nonzero(both == 0)
-        found[half] -= zeros
         assert self._middle is not None
-        first, last = places(np.array(self._middle, dtype=np.float32))
+        least, largest = self._middle
+        first, last = places(np.array(self._middle, dtype=np.float32)).tolist()
+        found = torch.bincount(places(some), minlength=len(counts)).numpy()
+        # Of what was looked at those at the ends are counted below; of the outermost bins some lie there.
+        below, above = np.count_nonzero(some < least), np.count_nonzero(some > largest)
+        found[first] -= below - found[:first].sum()
+        found[last] -= above - found[last + 1 :].sum()
+        scale = (self.seen - len(ends)) / (len(some) - below - above)
+        zeros = np.count_nonzero(some == 0) if least <= 0 <= largest else 0
+        found[half] -= zeros
         middle = found[first : last + 1]
         even = smoothed(middle)
         counts[first : last + 1] += (middle if even is None else even) * scale
-        np.add.at(counts, places(ends), 1.0)
+        np.add.at(counts, places(ends).numpy(), 1.0)
         rest = np.count_nonzero(ends == 0)
         counts[half] -= rest
         return float(zeros * scale + rest), even is not None
@@ -250,17 +252,22 @@ def smoothed(counts: np.ndarray) -> np.ndarray | None:
     True
     """
     bins, reach = len(counts), min(_REACH, len(counts) - 1)
-    below = np.zeros(bins + 1)
-    np.cumsum(counts, out=below[1:])
-    upper = np.minimum(np.arange(1, bins + 1) + reach, bins)
-    lower = bins - upper[::-1]
-    mean = (below[upper] - below[lower]) / (upper - lower)
+    below = np.zeros(bins + 2 * reach + 1)
+    # torch takes a third of the time of NumPy.
+    inner = torch.from_numpy(below[reach + 1 : reach + bins + 1])
+    torch.cumsum(torch.from_numpy(counts), 0, dtype=torch.float64, out=inner)
+    below[reach + bins + 1 :] = below[reach + bins]
+    size = np.full(bins, 2.0 * reach + 1)
+    size[:reach] -= np.arange(reach, 0, -1)
+    size[bins - reach :] -= np.arange(1, reach + 1)
+    mean: np.ndarray = (below[2 * reach + 1 :] - below[:bins]) / size
     deviation = counts - mean
-    chance = np.count_nonzero(mean)
-    if float((deviation * deviation / np.maximum(mean, 1e-9)).sum()) > _DISPERSION * chance:
+    deviation *= deviation
+    deviation /= np.maximum(mean, 1e-9)
+    if deviation.sum() > _DISPERSION * np.count_nonzero(mean):
         return None
-    found: np.ndarray = mean * (below[-1] / max(mean.sum(), 1e-9))
-    return found
+    mean *= below[-1] / max(mean.sum(), 1e-9)
+    return mean
 
 
 class GrowingHistogram:
@@ -331,15 +338,19 @@ class GrowingHistogram:
 
     def _grow(self, exponent: Tensor) -> None:
         """Double the range of each group until it reaches ``2**exponent``."""
+        if self._counts.numpy().any():
+            self._widen((exponent - self.exponent).clamp(min=0))
+        self.exponent = torch.maximum(self.exponent, exponent)
+
+    def _widen(self, steps: Tensor) -> None:
+        """Join neighbouring bins of each group, as often as it has ``steps``."""
         quarter = self.bins // 4
-        steps = (exponent - self.exponent).clamp(min=0)
-        steps[self._counts.sum(1) == 0] = 0
+        steps = torch.where(self._counts.any(1), steps, 0)
         while bool((steps > 0).any()):
             rows = steps > 0
             halved = self._counts[rows].reshape(-1, self.bins // 2, 2).sum(2)
             self._counts[rows] = torch.nn.functional.pad(halved, (quarter, quarter))
             steps = steps - rows.int()
-        self.exponent = torch.maximum(self.exponent, exponent)
 
     def _reach(self, ends: Tensor) -> None:
         """Take note of a batch's minimum and maximum, ``(2, groups)``, and make room for what lies between them."""
@@ -348,16 +359,16 @@ class GrowingHistogram:
         least, largest = self.minimum.numpy(), self.maximum.numpy()
         if not ((low < least) | (high > largest)).any():
             return  # No range has grown.
-        self.minimum, self.maximum = (
-            torch.from_numpy(end) for end in (np.minimum(least, low), np.maximum(largest, high))
-        )
-        # frexp gives |x| = mantissa * 2**exponent with mantissa in [0.5, 1): 2**exponent lies above |x|.
+        self.minimum = torch.from_numpy(np.minimum(least, low))
+        self.maximum = torch.from_numpy(np.maximum(largest, high))
         absmax = np.maximum(-low, high)
+        if (absmax < np.ldexp(1.0, self.exponent.numpy())).all():
+            return
+        # frexp gives |x| = mantissa * 2**exponent with mantissa in [0.5, 1): 2**exponent lies above |x|.
         wanted = np.frexp(absmax)[1].clip(LEAST_EXPONENT, 128)
         # Zero has the exponent 0 there, but asks for no range at all.
         wanted = np.where(absmax > 0, wanted, LEAST_EXPONENT)
-        if (wanted > self.exponent.numpy()).any():
-            self._grow(torch.from_numpy(wanted))
+        self._grow(torch.from_numpy(wanted))
 
     def _counted(self, values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Counts of each bin and of the zeros, which are not in them, float64 each."""
@@ -415,7 +426,7 @@ class GrowingHistogram:
             self._runs = [_Run(values.shape[1], int(self.most)) for _ in values]
         before = sum(run.read for run in self._runs)
         extremes = [run.add(row) for run, row in zip(self._runs, values.contiguous(), strict=True)]
-        self._reach(torch.tensor(extremes).T)
+        self._reach(torch.from_numpy(np.array(extremes, dtype=np.float32).T))
         read = sum(run.read for run in self._runs)
         self.values_seen += values.numel()
         self.values_read += read - before
@@ -462,16 +473,16 @@ class GrowingHistogram:
         """
         if not self.ranges:
             raise TensorError("No value has been observed; calibration needs at least one image.")
-        half, counts = self.bins // 2, self.counts
-        used = np.flatnonzero(counts.numpy().any(0))
+        half, counts = self.bins // 2, self.counts.numpy()
+        used = np.flatnonzero((counts != 0).any(0))
         start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (half, half + 1)
-        first, (values, weights) = start - half, torch.zeros(2, len(counts), stop - start + 1)
-        middle = torch.arange(first + 0.5, stop - half, dtype=torch.float64)
-        values[:, :-1] = middle * self.width[:, None]
+        first, (values, weights) = start - half, np.zeros((2, len(counts), stop - start + 1), np.float32)
+        values[:, :-1] = np.arange(first + 0.5, stop - half) * self.width.numpy()[:, None]
         # No stand-in may lie beyond the extremes, or a range fitted to it would.
-        values.clamp_(self.minimum[:, None], self.maximum[:, None])
-        weights[:, :-1], weights[:, -1] = counts[:, start:stop], self.zeros
+        np.clip(values, *(end.numpy()[:, None] for end in (self.minimum, self.maximum)), out=values)
+        weights[:, :-1], weights[:, -1] = counts[:, start:stop], self.zeros.numpy()
+        points = torch.from_numpy(values), torch.from_numpy(weights)
         ranges = torch.stack(self.ranges)
         bins = Bins(self.width, first)
         noise = 0.0 if self._smooth and self.share < 1 else 1 / self.share
-        return Sample(values, weights, self.minimum, self.maximum, ranges, bins, self.share, noise)
+        return Sample(*points, self.minimum, self.maximum, ranges, bins, self.share, noise)

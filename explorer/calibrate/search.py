@@ -31,7 +31,7 @@ _FEWEST_BINS = 128
 _SHARES = tuple((f, f) for f in (0.9 ** torch.arange(40), 1 + 0.005 * torch.arange(-12, 13)))
 _PAIRS = tuple(
     tuple(torch.cartesian_prod(f, f).unbind(1))
-    for f in (0.7 ** torch.arange(8), *(1 + step * torch.arange(-2, 3) for step in (0.08, 0.02, 0.005)))
+    for f in (0.7 ** torch.arange(8), 1 + 0.06 * torch.arange(-3, 4), 1 + 0.01 * torch.arange(-3, 4))
 )
 
 
@@ -89,12 +89,7 @@ class Search(Objective):
             """Try candidates, ``(groups, candidates)`` shares of the full range at each end."""
             nonlocal best, shares
             for low, high in zip(low_shares.split(step, 1), high_shares.split(step, 1), strict=True):
-                flat = grid.params((full[0] * low).reshape(-1), (full[1] * high).reshape(-1))
-                shape = low.shape
-                params = replace(
-                    flat, scale=flat.scale.reshape(shape), zero_point=flat.zero_point.reshape(shape)
-                )
-                cost = self.cost(prepared, params).numpy()
+                cost = self.cost(prepared, grid.params(full[0] * low, full[1] * high)).numpy()
                 place = cost.argmin(1)
                 cost = cost[rows, place]
                 better = cost < best
@@ -367,7 +362,7 @@ class KL(Search):
         if not fine.all():
             level = between(mass, place)
             spread = np.maximum(between(filled, place), 1) * inside
-            own = sample.entropy(level) - xlogy(level, spread)
+            own = sample.entropy(level, spread)
             cross = np.where(fine, cross, own.sum(2, keepdims=True))
             # The code of each outermost bin, counted through.
             code = torch.searchsorted(edge, torch.from_numpy(outermost_bin), right=True).numpy() - 1

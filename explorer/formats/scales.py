@@ -93,8 +93,7 @@ class AnyScale(ScaleRule):
     """
 
     def symmetric(self, absmax: Tensor, highest: float, floor: float, widest: Tensor) -> Tensor:
-        scale = torch.where(absmax > 0, absmax / highest, torch.ones_like(absmax))
-        return scale.clamp(min=max(floor, self.least))
+        return torch.where(absmax > 0, absmax / highest, 1.0).clamp_(min=max(floor, self.least))
 
     def stored(self, scale: Tensor, shared: Tensor | None) -> Tensor:
         return scale.contiguous().view(torch.int32).long()

@@ -10,6 +10,7 @@ torch.ao.quantization observers; AIMET's quantization analyzers; NNCF's fake-qua
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -195,13 +196,15 @@ class Grid:
         if self.convention.snap:
             low, high = _snap(low, high, steps)
         width = high - low
-        # The width of a range beyond half the largest float is not a float; its step still is.
-        step = torch.where(width.isinf(), high / steps - low / steps, width / steps)
-        scale = torch.where(width > 0, step, torch.ones_like(width))
+        step = width / steps
+        if float(step.max()) == math.inf:
+            # The width of a range beyond half the largest float is not a float; its step still is.
+            step = torch.where(step.isinf(), high / steps - low / steps, step)
+        scale = torch.where(width > 0, step, 1.0)
         scale = self.scale.asymmetric(scale.clamp(min=max(self.convention.floor, self.scale.least)))
         # The lowest code is even, so rounding the quotient alone is the same and does not round twice.
-        zero_point = (lowest - torch.round(low / scale)).clamp(lowest, highest).to(torch.int32)
-        return self._made(scale, zero_point)
+        zero_point = (low / scale).round_().neg_().add_(lowest).clamp_(lowest, highest)
+        return self._made(scale, zero_point.to(torch.int32))
 
     def shares(self, count: int) -> Tensor:
         """The shares of a full range that a search tries first, the full range before the others."""
