@@ -22,6 +22,7 @@ from explorer.formats import QParams, fake_quantize_
 from explorer.graph.fakequant import quantize_activation
 from explorer.graph.memory import keep_pages
 from explorer.recipe import TensorScheme
+from explorer.tensor import fit_tensor
 
 # Shape and channel axis: linear and convolution weights, a transposed convolution's, activations.
 SHAPES = (
@@ -132,6 +133,30 @@ def observers(count: int, batches: int = 8) -> Iterator[Line]:
                     yield Line(f"{what}: error", ours / theirs, "1", note)
 
 
+def weights(rows: int = 1024, columns: int = 2560) -> Iterator[Line]:
+    """Ranges of a weight by layer against HistogramObserver, each given the tensor at once: speed and error."""
+    for kind, values in activations(rows * columns).items():
+        weight = values.reshape(rows, columns)
+        for name in ("int8", "int4"):
+            for goal in ("mse", "kl"):
+                scheme = TensorScheme(name, "layer", objective=goal, convention="torch")
+                own, other = in_turn(
+                    lambda w=weight, s=scheme: fit_tensor(w, s, 0),
+                    lambda w=weight, s=scheme: _observed((w,), s),
+                    5,
+                )
+                what = f"weight {kind} {name} {goal}, {rows}x{columns}"
+                yield Line(
+                    what, other / own, "10", f"times its speed; {own / values.numel() * 1e9:.2f} ns each"
+                )
+                error = _error if goal == "mse" else _divergence
+                ours, theirs = (
+                    error(values, found)
+                    for found in (fit_tensor(weight, scheme, 0), _observed((weight,), scheme))
+                )
+                yield Line(f"{what}: error", ours / theirs, "1", f"of its {goal}, {theirs:.2e}")
+
+
 def _gathered(
     parts: tuple[Tensor, ...], bins: int | None = None, most: float = MOST_READ
 ) -> GrowingHistogram:
@@ -158,25 +183,30 @@ def _calibrated(
     parts: tuple[Tensor, ...], scheme: TensorScheme
 ) -> tuple[tuple[float, QParams], tuple[float, QParams]]:
     """Seconds and parameters, ours and torch's."""
-    number = scheme.number
-    lowest, highest = (-(1 << (number.bits - 1)), (1 << (number.bits - 1)) - 1)
-    if not scheme.symmetric:
-        lowest, highest = 0, (1 << number.bits) - 1
-    scheme_of = torch.per_tensor_symmetric if scheme.symmetric else torch.per_tensor_affine
-    dtype = torch.qint8 if scheme.symmetric else torch.quint8
 
     def ours() -> QParams:
         return fit(_gathered(parts).sample(), scheme.grid, objective(scheme.objective))
 
     def theirs() -> QParams:
-        observer = HistogramObserver(dtype=dtype, qscheme=scheme_of, quant_min=lowest, quant_max=highest)
-        for part in parts:
-            observer(part)
-        scale, zero_point = observer.calculate_qparams()
-        return QParams(scale.float(), zero_point.int(), lowest, highest, True)
+        return _observed(parts, scheme)
 
     seconds = in_turn(ours, theirs, 3)
     return (seconds[0], ours()), (seconds[1], theirs())
+
+
+def _observed(parts: tuple[Tensor, ...], scheme: TensorScheme) -> QParams:
+    """What HistogramObserver finds for the levels of ``scheme``, of 8 bits at most."""
+    bits = scheme.number.bits
+    lowest, highest = (
+        (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if scheme.symmetric else (0, (1 << bits) - 1)
+    )
+    kind = torch.per_tensor_symmetric if scheme.symmetric else torch.per_tensor_affine
+    dtype = torch.qint8 if scheme.symmetric else torch.quint8
+    observer = HistogramObserver(dtype=dtype, qscheme=kind, quant_min=lowest, quant_max=highest)
+    for part in parts:
+        observer(part)
+    scale, zero_point = observer.calculate_qparams()
+    return QParams(scale.float(), zero_point.int(), lowest, highest, True)
 
 
 def _error(values: Tensor, params: QParams) -> float:
@@ -222,6 +252,7 @@ def lines(options: argparse.Namespace) -> Iterator[Line]:
     yield from fake_quantization()
     yield from observers(5 << 19, batches=5)
     yield from observers(8 << 20)
+    yield from weights()
     yield from by_channel()
     if options.large:
         yield from searches()

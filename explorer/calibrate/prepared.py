@@ -218,9 +218,7 @@ def _sums(numbers: np.ndarray, out: np.ndarray) -> None:
     torch.cumsum(torch.from_numpy(numbers), -1, dtype=torch.float64, out=torch.from_numpy(out))
 
 
-def _entropy(
-    counts: np.ndarray, each: float, noise: float, spread: np.ndarray | float = 1.0
-) -> np.ndarray:
+def _entropy(counts: np.ndarray, each: float, noise: float, spread: np.ndarray | float = 1.0) -> np.ndarray:
     found = xlogy(counts, counts / spread)
     # Fewer than one stands for were counted one by one.
     return found if noise == 1 else found - (noise - 1) / 2 * (counts >= each)

@@ -30,8 +30,10 @@ LEAST_EXPONENT = -100
 # its ends.
 MOST_READ = 1 << 15
 # The extremes of a batch are found block by block, some elements at a time; every value that is beyond those of the
-# other blocks than one in so many is counted.
-_BLOCK, _LOOKED, _FURTHEST = 1 << 9, 1 << 19, 16
+# other blocks than one in so many is counted, and than so many.
+_BLOCK, _LOOKED, _FURTHEST, _MOST_FAR, _SHOWN = 1 << 8, 1 << 19, 32, 512, 1 << 12
+# Of more than twice as many values of a group of a tensor so many go into the histogram from which it is searched.
+_MOST_OF_TENSOR = 1 << 17
 # So many values that were looked at wait to be counted.
 _HELD = 1 << 18
 # Over so many bins to each side the counts of a sample are averaged, unless their dispersion is more than this.
@@ -89,7 +91,11 @@ class Sample:
         [1.0, 4.0]
         """
         values, weights = granularity.matrix(tensor.detach().float(), axis)
-        low, high = torch.aminmax(values, dim=1)
+        if len(values) == 1:
+            low, high = (end[None] for end in torch.aminmax(values))
+        else:
+            # aminmax along an axis takes 20 times as long as these two.
+            low, high = values.amin(1), values.amax(1)
         return cls(values, weights, low, high, torch.stack([low, high])[None])
 
     @property
@@ -124,11 +130,17 @@ class Sample:
         )
 
     def binned(self, bins: int) -> Sample:
-        """The same values, each counted, in at most ``bins`` bins a group and a point for zero."""
+        """The same values in at most ``bins`` bins a group and a point for zero.
+
+        Each is counted, but of more than 262,144 values a group some 131,072, or a 64th where that is more.
+        """
         if self.values.shape[1] <= bins or self.bins is not None:
             return self
-        tally = GrowingHistogram(self.groups, bins)
-        tally.count_all(self.values, self.weights)
+        tally = GrowingHistogram(self.groups, bins, _MOST_OF_TENSOR)
+        if self.weights is None:
+            tally.add(self.values)
+        else:
+            tally.count_all(self.values, self.weights)
         return tally.sample()
 
 
@@ -190,8 +202,11 @@ class _Run:
             some.append(pairs[first + -first % self.step : end // 2 : self.step].copy())
         low, high = (np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in (lows, highs))
         if self._middle is None:
-            few = len(low) // _FURTHEST
-            self._middle = np.partition(low, few)[few], np.partition(high, -1 - few)[-1 - few]
+            # Of very many blocks some show where the ends begin.
+            step = max(1, len(low) // _SHOWN)
+            few = min(len(low) // _FURTHEST, _MOST_FAR) // step
+            some_low, some_high = low[::step], high[::step]
+            self._middle = np.partition(some_low, few)[few], np.partition(some_high, -1 - few)[-1 - few]
         least, largest = self._middle
         far = np.flatnonzero((low < least) | (high > largest))
         ends = self._beyond(row[:whole].reshape(-1, _BLOCK).take(far, axis=0).reshape(-1))
@@ -410,7 +425,6 @@ class GrowingHistogram:
 
     def count_all(self, values: Tensor, weights: Tensor | None = None) -> None:
         """Count each value of a batch, ``weights`` times where they are given; both ``(groups, elements)``."""
-        # aminmax along an axis takes 20 times as long as these two.
         self._reach(torch.stack([values.amin(1), values.amax(1)]))
         counts, zeros = self._counted(values, weights)
         self._counts += counts

@@ -28,10 +28,13 @@ _POINTS_A_CODE = 8
 # The divergence of a few values is taken between histograms of so many bins.
 _FEWEST_BINS = 128
 # Shares of the full range, then factors of the best so far: of both ends alike, and of each by itself.
-_SHARES = tuple((f, f) for f in (0.9 ** torch.arange(40), 1 + 0.005 * torch.arange(-12, 13)))
+_SHARES = tuple((f, f) for f in (0.9 ** torch.arange(40), 1 + 0.0025 * torch.arange(-24, 25)))
 _PAIRS = tuple(
     tuple(torch.cartesian_prod(f, f).unbind(1))
-    for f in (0.7 ** torch.arange(8), 1 + 0.06 * torch.arange(-3, 4), 1 + 0.01 * torch.arange(-3, 4))
+    for f in (
+        0.7 ** torch.arange(8),
+        *(1 + step * torch.arange(-reach, reach + 1) for step, reach in ((0.08, 2), (0.02, 2), (0.005, 4))),
+    )
 )
 
 
@@ -48,6 +51,12 @@ class Search(Objective):
     """
 
     count: int = field(default=100, kw_only=True)
+
+    def condensed(self, sample: Sample, grid: Grid) -> Sample:
+        """The sample itself, or bins where a group has very many values."""
+        if sample.values.shape[1] <= _MOST_POINTS:
+            return sample
+        return sample.binned(max(1 << 14, 16 << grid.format.bits))
 
     @abstractmethod
     def prepare(self, sample: Sample, grid: Grid) -> Prepared:
@@ -73,7 +82,7 @@ class Search(Objective):
         if grid.widest is None:
             grid = replace(grid, widest=extent(sample.minimum, sample.maximum))
         rows = max(1, _CHUNK // self.size(sample))
-        found = [self._search(part, grid) for part in sample.split(rows)]
+        found = [self._search(self.condensed(part, grid), grid) for part in sample.split(rows)]
         low, high = (torch.cat(ends) for ends in zip(*found, strict=True))
         return low, high
 
@@ -103,13 +112,13 @@ class Search(Objective):
                 shares = found[0], found[1]
 
         two_sided = not grid.symmetric and bool(((full[0] < 0) & (full[1] > 0)).any())
-        groups, both = sample.groups, grid.shares(self.count)
-        if len(both) == self.count and sample.bins is not None:
+        if sample.bins is not None and (grid.scale.free or not grid.symmetric):
             # So many values have a smooth cost.
             for ends in _PAIRS if two_sided else _SHARES:
                 low, high = (share[:, None] * end for share, end in zip(shares, ends, strict=True))
-                attempt(low.clamp(1e-3, 1), high.clamp(1e-3, 1))
+                attempt(low.clamp_(1e-3, 1), high.clamp_(1e-3, 1))
             return full[0][:, 0] * shares[0], full[1][:, 0] * shares[1]
+        groups, both = sample.groups, grid.shares(self.count)
         attempt(both.expand(groups, -1), both.expand(groups, -1))
         if len(both) < self.count:
             return full[0][:, 0] * shares[0], full[1][:, 0] * shares[1]
@@ -144,8 +153,6 @@ class PowerSum(Search):
         """Which power."""
 
     def prepare(self, sample: Sample, grid: Grid) -> Prepared:
-        if sample.values.shape[1] > _MOST_POINTS:
-            sample = sample.binned(max(1 << 14, 16 << grid.format.bits))
         lowest, highest = grid.codes
         few = sample.values.shape[1] < _POINTS_A_CODE * (highest - lowest)
         # Running sums know of even steps only.
@@ -279,10 +286,11 @@ class KL(Search):
         if sample.bins is not None:
             recounted = self._recounted(sample, absmax, bins)
             return Counted.of(recounted, absmax, 1 / sample.share, sample.noise)
-        index = ((sample.values / absmax[:, None] + 1) * (bins / 2)).long().clamp_(0, bins - 1)
-        counts = torch.zeros(sample.groups, bins, dtype=torch.float64)
-        weights = torch.ones_like(sample.values) if sample.weights is None else sample.weights
-        return Counted.of(counts.scatter_add_(1, index, weights.double()).numpy(), absmax)
+        index = (sample.values / absmax[:, None]).add_(1).mul_(bins / 2).to(torch.int32).clamp_(0, bins - 1)
+        index += torch.arange(sample.groups, dtype=torch.int32)[:, None] * bins
+        weights = None if sample.weights is None else sample.weights.double().reshape(-1)
+        counts = torch.bincount(index.reshape(-1), weights, minlength=sample.groups * bins)
+        return Counted.of(counts.reshape(-1, bins).double().numpy(), absmax)
 
     @staticmethod
     def _recounted(sample: Sample, absmax: Tensor, bins: int) -> np.ndarray:

@@ -107,7 +107,7 @@ def costs(goal: Search, sample: Sample, grid: Grid, low: Tensor, high: Tensor) -
     rows_at_once = max(1, (1 << 19) // goal.size(sample))
     for count in points.unique():
         for rows in torch.nonzero(points == count)[:, 0].split(rows_at_once):
-            prepared = goal.prepare(sample.part(rows), grid)
+            prepared = goal.prepare(goal.condensed(sample.part(rows), grid), grid)
             for place in range(low.shape[1]):
                 # One by one: of several a search may leave out those that cannot win.
                 params = grid.params(low[rows, place], high[rows, place])
