@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch.nn.utils import parametrize
 from explorer.cost import cost
 from explorer.graph import Batch, Calibration, Engine, Graph, Plan, Store, plan
 from explorer.graph.capture import run
+from explorer.graph.ir import Node
+from explorer.graph.wire import graph_from_bytes, graph_to_bytes
 from explorer.recipe import Recipe
 from tests.kinds import KINDS, graph_of, module_of
 from tests.nets import ready
@@ -81,6 +84,17 @@ def test_warm_is_cold_after_an_edit_of_each_layer(name: str) -> None:
         alone = planned(graph, FLOAT.with_layer(layer, weight=WEIGHT, input=INPUT), calibration)
         changed = warm.run(alone, batch)[graph.output]
         assert not torch.equal(changed, plain), f"{layer}: no scheme reaches it"
+
+
+@pytest.mark.parametrize(
+    "name", ["lstm, two ways", "lstm, cells", "gru cells", "rnn, relu", "sdpa, masked", "sdpa, causal"]
+)
+def test_a_graph_arrives_whole_in_another_process(name: str) -> None:
+    graph = graph_of(name)
+    there = graph_from_bytes(graph_to_bytes(graph), graph.digest)
+    assert there.layers == graph.layers
+    for mine, theirs in zip(graph.nodes, there.nodes, strict=True):
+        assert all(getattr(mine, field.name) == getattr(theirs, field.name) for field in fields(Node))
 
 
 def int4(weight: Tensor) -> Tensor:

@@ -123,6 +123,10 @@ LOOPS: dict[str, Callable[..., Tensor]] = {
     "rnn_tanh": rnn_tanh_states,
     "rnn_relu": rnn_relu_states,
 }
+# Every function that may be a node of a graph, by its name.
+STEPS: dict[str, Callable[..., Tensor]] = {
+    step.__name__: step for step in (*LOOPS.values(), lstm_cell_state, lstm_hidden_state, gru_hidden_state)
+}
 
 
 def lower_recurrent(site: Site) -> Lowered:

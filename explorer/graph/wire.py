@@ -20,21 +20,23 @@ from torch import Tensor
 
 from explorer.errors import ModelError
 from explorer.graph.ir import Graph, Layer, Node, Ref
+from explorer.graph.recurrent import STEPS
 
-_FORMAT = "explorer-graph-1"
+_FORMAT = "explorer-graph-2"
 # Arguments of operators that JSON has no word for, by the module whose names they are.
 _KINDS: dict[str, type] = {
     "dtype": torch.dtype,
     "layout": torch.layout,
     "memory_format": torch.memory_format,
 }
-# Functions beside torch's operators: picking one of several results, and reckoning with sizes.
+# Functions beside torch's operators: picking one of several results, reckoning with sizes, steps of recurrent networks.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in (
         "getitem", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "eq", "ne", "lt", "le", "gt", "ge",
     )},
     **{name: getattr(math, name) for name in ("ceil", "floor", "trunc", "sqrt")},
     **{name: getattr(torch, name) for name in ("sym_float", "sym_int", "sym_max", "sym_min", "sym_not", "sym_ite")},
+    **STEPS,
 }  # fmt: skip
 
 
@@ -137,13 +139,19 @@ def _node(node: Node) -> dict[str, Any]:
         "module": node.module,
         "source": node.source,
         "shape": list(node.shape),
+        "dtype": _argument(node.dtype),
+        "reads": node.reads,
+        "origin": node.origin,
     }
 
 
 def _read_node(made: Mapping[str, Any]) -> Node:
     args, kwargs = _read_argument(made["args"]), _read_argument(made["kwargs"])
     target = _find(made["target"])
-    return Node(made["name"], target, args, kwargs, made["module"], made["source"], tuple(made["shape"]))
+    dtype, rest = _read_argument(made["dtype"]), [made[name] for name in ("reads", "origin")]
+    return Node(
+        made["name"], target, args, kwargs, made["module"], made["source"], tuple(made["shape"]), dtype, *rest
+    )
 
 
 def _read_layer(made: Mapping[str, Any]) -> Layer:
