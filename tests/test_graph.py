@@ -220,6 +220,13 @@ def test_what_is_not_quantized_says_why(part: nn.Module, shape: tuple[int, ...],
     assert all(not layer.inputs and layer.macs == 0 and layer.node in graph.by_name for layer in layers)
 
 
+def test_tensors_that_the_code_makes_are_no_parameters() -> None:
+    module = made(lambda m, x: m.part(x) + torch.tensor([1.0, 2.0]), part=nn.Linear(3, 2))
+    graph = capture(module, images((3,)))
+    assert [layer.name for layer in graph.layers] == ["part"]
+    assert torch.equal(result(graph, images((3,))), module(images((3,))))
+
+
 @pytest.mark.parametrize(
     "op", ["aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.addmm.default"]
 )
@@ -286,6 +293,24 @@ def test_a_batch_norm_is_folded(part: nn.Module, norm: nn.Module, shape: tuple[i
     view = [-1 if i == axis else 1 for i in range(part.weight.dim())]
     exact = (part.weight.double() * factor.view(view)).float()
     assert torch.equal(graph.constants[graph.layers[0].weight or ""], exact)
+
+
+def test_a_batch_norm_of_rows_is_folded_into_the_linear_layer_of_a_sequence() -> None:
+    parts = {"part": nn.Linear(8, 6), "norm": nn.BatchNorm1d(6)}
+    module = made(lambda m, x: m.norm((y := m.part(x)).flatten(0, 1)).reshape_as(y).flatten(1), **parts)
+    graph = capture(module, images((6, 8)))
+    x = images((6, 8), 3, seed=9)
+    torch.testing.assert_close(result(graph, x), module(x), rtol=1e-5, atol=1e-5)
+    assert [layer.name for layer in graph.layers] == ["part"]
+    # Rows of other numbers than the layer's features, or a second use of what the layer gives: it stays.
+    for way in (
+        lambda m, x: m.norm(m.part(x).reshape(-1, 6, 6).transpose(1, 2).reshape(-1, 6)).reshape(len(x), 36),
+        lambda m, x: (m.norm((y := m.part(x)).flatten(0, 1)).reshape_as(y) + y).flatten(1),
+    ):
+        module = made(way, part=nn.Linear(8, 6), norm=nn.BatchNorm1d(6))
+        graph = capture(module, images((6, 8)))
+        torch.testing.assert_close(result(graph, x), module(x), rtol=1e-5, atol=1e-5)
+        assert {layer.name: layer.quantizable for layer in graph.layers} == {"part": True, "norm": False}
 
 
 def test_a_residual_network_has_no_batch_norm_left() -> None:

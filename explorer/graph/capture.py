@@ -234,7 +234,9 @@ def _read(program: ExportedProgram, pair: Tensor, prefix: str) -> Graph:
                         f"The network keeps {owner.removeprefix(prefix)!r}, which is no tensor; it cannot be captured."
                     )
                 constants[node.name] = tensor.detach()
-                sources[node.name] = owner.removeprefix(prefix)
+                # a number or table that the code makes is nobody's parameter
+                if node.name not in signature.inputs_to_lifted_tensor_constants:
+                    sources[node.name] = owner.removeprefix(prefix)
             elif node.name in signature.user_inputs:
                 images = images or node.name
         elif node.op == "call_function":

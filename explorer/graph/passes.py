@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -97,13 +98,21 @@ def fold_batch_norm(graph: Graph) -> Graph:
             continue
         if original.op in BATCH_NORMS and isinstance(node.args[0], Ref):
             before = nodes.get(node.args[0].node)
+            in_rows = _in_rows(graph, before, nodes, consumers)
+            before = in_rows or before
             kind = LAYER_OPS.get(before.op) if before is not None else None
             weight = (
                 constant_at(graph, before, kind.weight) if before is not None and kind is not None else None
             )
             uses = consumers[original.args[0].node] if isinstance(original.args[0], Ref) else 0
             # A BatchNorm's channels lie second; a linear layer's features lie last.
-            if kind is not None and kind.op == "linear" and before is not None and len(before.shape) != 2:
+            if (
+                kind is not None
+                and kind.op == "linear"
+                and before is not None
+                and len(before.shape) != 2
+                and not in_rows
+            ):
                 kind = weight = None
             numbers = _batch_norm_numbers(graph, node)
             if (
@@ -135,12 +144,26 @@ def fold_batch_norm(graph: Graph) -> Graph:
                 sources[new_bias] = sources[new_weight].removesuffix("weight") + "bias"
                 args = (before.args[0], Ref(new_weight), Ref(new_bias), *before.args[3:])
                 nodes[before.name] = replace(before, args=args)
-                renamed[node.name] = before.name
+                renamed[node.name] = node.args[0].node
                 continue
         nodes[node.name] = node
     output = renamed.get(graph.output, graph.output)
     folded = replace(graph, nodes=tuple(nodes.values()), constants=constants, sources=sources, output=output)
     return prune(folded)
+
+
+def _in_rows(
+    graph: Graph, node: Node | None, nodes: Mapping[str, Node], consumers: Mapping[str, int]
+) -> Node | None:
+    """The linear layer whose features ``node`` lays out as rows, (N, T, C) -> (N T, C), and nobody else uses."""
+    if node is None or node.op != "aten.reshape.default" or not isinstance(node.args[0], Ref):
+        return None
+    before = nodes.get(node.args[0].node)
+    kind = LAYER_OPS.get(before.op) if before is not None else None
+    as_captured = graph.by_name[node.name].args[0].node
+    if before is None or kind is None or kind.op != "linear" or consumers[as_captured] != 1:
+        return None
+    return before if len(node.shape) == 2 and node.shape[-1] == before.shape[-1] else None
 
 
 def _batch_norm_numbers(graph: Graph, node: Node) -> tuple[Tensor, Tensor, Tensor] | None:
