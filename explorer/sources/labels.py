@@ -61,9 +61,9 @@ class Renumbered(Data):
 def fit_labels(data: Data, classes: Sequence[str] | None, outputs: int) -> tuple[Data, str]:
     """The data with its labels as the network numbers its classes, and a sentence that says how they were found.
 
-    The names of the data's classes are looked up among those of the network, whatever their case and with ``_`` or
-    ``-`` for spaces, or are identifiers of ImageNet's classes (``n01440764``) where the network tells 1,000 apart.
-    Where not all are found, there must be as many classes as the network has, and they keep their own order.
+    The names of the data's classes are looked up among those of the network, whatever their case and with ``_``, ``-``
+    or ``/`` for spaces, or are identifiers of ImageNet's classes (``n01440764``) where the network tells 1,000 apart.
+    Where fewer than half are found, there must be as many classes as the network has, and they keep their own order.
 
     Args:
         data: any; what has no labels, or no names for them, stays as it is.
@@ -85,27 +85,31 @@ def fit_labels(data: Data, classes: Sequence[str] | None, outputs: int) -> tuple
     if names is None:
         return data, "The labels are the numbers in the data."
     kind = _kind(data)
-    if classes is not None and len(classes) == outputs:
-        found = _looked_up(names, classes)
-        if found is not None:
-            return (
-                _renumbered(data, found, tuple(classes)),
-                f"The {len(names)} {kind} are matched to those of the network by name.",
-            )
+    known = tuple(classes) if classes is not None and len(classes) == outputs else ()
+    found = _looked_up(names, known) if known else None
+    if found is not None:
+        how = f"The {len(names)} {kind} are matched to those of the network by name."
+        return _renumbered(data, found, known), how
     if outputs == 1000 and all(map(_WNID.fullmatch, names)) and set(names) <= set(wnids()):
         places = {name: number for number, name in enumerate(wnids())}
-        shown = tuple(classes) if classes is not None and len(classes) == outputs else wnids()
-        return (
-            _renumbered(data, tuple(places[name] for name in names), shown),
-            f"The {len(names)} {kind} are numbered as in ImageNet, by their identifiers.",
-        )
-    if len(names) == outputs:
+        how = f"The {len(names)} {kind} are numbered as in ImageNet, by their identifiers."
+        return _renumbered(data, tuple(places[name] for name in names), known or wnids()), how
+    missing = _missing(names, known)
+    if len(names) == outputs and 2 * len(missing) > len(names):
         order = "in the order of their names" if kind == FOLDERS else "as in the data"
         return data, f"The {len(names)} {kind} are numbered {order}."
-    missing = _missing(names, classes or ())
+    if len(names) == outputs:
+        raise DataError(
+            f"Of the {len(names)} {kind} of {data.name} the network's classes have all names but "
+            f"{', '.join(map(repr, missing[:3]))}{', ...' if len(missing) > 3 else ''}; name them as the network does."
+        )
     raise DataError(
         f"{data.name} has {len(names)} {kind} and the network tells {outputs} classes apart; give one for each"
-        + (f", or name them as the network does ({missing!r} is none of its classes)." if missing else ".")
+        + (
+            f", or name them as the network does ({missing[0]!r} is none of its classes)."
+            if missing and known
+            else "."
+        )
     )
 
 
@@ -120,7 +124,7 @@ def _renumbered(data: Data, numbers: tuple[int, ...], classes: tuple[str, ...]) 
 
 
 def _plain(name: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", name.casefold())).strip()
+    return " ".join(re.split(r"[\s_/-]+", name.casefold())).strip()
 
 
 def _by_name(classes: Sequence[str]) -> Mapping[str, list[int]]:
@@ -149,9 +153,9 @@ def _looked_up(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...] 
     return tuple(known[_plain(name)][0] for name in names)
 
 
-def _missing(names: Sequence[str], classes: Sequence[str]) -> str:
+def _missing(names: Sequence[str], classes: Sequence[str]) -> list[str]:
     known = _by_name(classes)
-    return next((name for name in names if _plain(name) not in known), "") if classes else ""
+    return [name for name in names if _plain(name) not in known]
 
 
 @cache

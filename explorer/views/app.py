@@ -24,7 +24,7 @@ from explorer.study.depth import IMAGES as DEEP
 from explorer.study.diagnosis import IMAGES as CHANGED
 from explorer.study.evaluate import NARROW
 from explorer.subject import DEFAULT_MODEL, Subject, make_subject
-from explorer.views import empty, kit, theme
+from explorer.views import dataview, empty, kit, theme
 from explorer.views.addressbar import AddressBar, arrive, take
 from explorer.views.depthview import DepthView
 from explorer.views.diagnosisview import DiagnosisView
@@ -211,7 +211,7 @@ class Page:
         self.status.append(self.keys.view)
         return kit.page(
             title=TITLE,
-            header=[kit.row(self._name(), self.toolbar.view, self.export.view, height=48, css=GIVING_WAY)],
+            header=[kit.row(*self._name(), self.toolbar.view, self.export.view, height=48, css=GIVING_WAY)],
             main=[body],
             theme_config=theme.THEME,
             sx=theme.BAR,
@@ -219,13 +219,16 @@ class Page:
 
     def cell(self) -> Any:
         """The same page for a notebook's cell."""
-        top = kit.row(self._name(), self.toolbar.view, self.export.view, height=48)
+        top = kit.row(*self._name(), self.toolbar.view, self.export.view, height=48)
         body = self._body(":host { flex: none !important; height: auto; }", "0 0 720px")
         return kit.themed(top, body, theme_config=theme.THEME)
 
-    def _name(self) -> Any:
+    def _name(self) -> tuple[Any, Any]:
         text = f"{escape(self.session.model_name)} · {escape(self.session.data_name)}"
-        return kit.html(text, css=theme.LABEL + NAME, height=18, styles={"margin-left": "14px"})
+        name = kit.html(text, css=theme.LABEL + NAME, height=18, styles={"margin-left": "14px"})
+        mark = dataview.mark(self.session)
+        self.state.param.watch(lambda _: dataview.refresh(mark, self.session), "evaluation")
+        return name, mark
 
     def _material(self) -> Material:
         """What files are made of: what the page shows now, and which parts of it are of another recipe."""

@@ -291,19 +291,22 @@ class Live(pn.custom.JSComponent):
 
 
 class Help(pn.custom.JSComponent):
-    """A question mark that opens words beside it; the browser closes them at Escape and at a click elsewhere."""
+    """A ``sign`` that opens words beside it; the browser closes them at Escape and at a click elsewhere."""
 
     object = param.String(default="")
     title = param.String(default="")
+    sign = param.String(default="?")
+    warn = param.Boolean(default=False)
     _esm = """
     export function render({ model }) {
       const made = document.createElement("span")
       const button = document.createElement("button"), box = document.createElement("div")
-      button.textContent = "?"
       box.popover = "auto"
       button.popoverTargetElement = box
       const show = () => {
         box.innerHTML = model.object
+        button.textContent = model.sign
+        button.className = model.warn ? "warn" : ""
         button.title = button.ariaLabel = model.title
         made.hidden = !model.object
       }
@@ -315,6 +318,7 @@ class Help(pn.custom.JSComponent):
       })
       model.on("object", show)
       model.on("title", show)
+      model.on("sign", show)
       show()
       made.append(button, box)
       return made
@@ -322,9 +326,9 @@ class Help(pn.custom.JSComponent):
     """
 
 
-def help(css: str) -> Help:
-    """A question mark that opens an explanation, set by its ``object``."""
-    return Help(stylesheets=[css], width=24, height=24, margin=0)
+def help(css: str, width: int | None = 24) -> Help:
+    """A question mark that opens an explanation, set by its ``object``; ``width`` is None for a longer ``sign``."""
+    return Help(stylesheets=[css], width=width, height=24, margin=0)
 
 
 class Address(pn.custom.JSComponent):

@@ -16,6 +16,7 @@ from bokeh.embed import components
 from bokeh.models import BoxZoomTool, ColumnDataSource, PanTool, ResetTool, WheelZoomTool
 from bokeh.resources import Resources
 
+from explorer.sources import DataFacts
 from explorer.study import Diagnosis, Evaluation, Finding, Histogram
 from explorer.views.figures import HistogramFigure
 from explorer.views.figuresave import SAVE_JS
@@ -399,6 +400,7 @@ def _origin(facts: Facts) -> str:
             "network": escape(facts.model),
             "weights, sha256": f"<code>{facts.weights_sha256}</code> (the state_dict as loaded, by name)",
             "images": escape(facts.data),
+            **_images(facts.prepared),
             "images, sha256": seen_images,
             "fixed ranges from": escape(facts.calibration),
             "recipe": f"<code>{facts.recipe.digest}</code>",
@@ -406,6 +408,18 @@ def _origin(facts: Facts) -> str:
             **{name: escape(text) for name, text in facts.versions.items()},
         }
     )
+
+
+def _images(found: DataFacts | None) -> dict[str, str]:
+    """Which images these are, what happens to them, and which could not be read."""
+    if found is None:
+        return {}
+    source = f" ({found.preprocess_from})" if found.preprocess_from else ""
+    rows = {
+        "which of them": escape(f"{found.chosen} {found.labels}"),
+        "preprocessing": escape("; ".join(found.steps) or "none") + source,
+    }
+    return rows | ({"images not read": escape(found.warning)} if found.warning else {})
 
 
 def _section(title: str, text: str) -> str:

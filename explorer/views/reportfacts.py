@@ -13,7 +13,7 @@ import pandas as pd
 from explorer.cost import Cost, cost
 from explorer.recipe import TENSORS, Recipe
 from explorer.session import Session
-from explorer.sources import Notes
+from explorer.sources import DataFacts, Notes
 from explorer.study import Diagnosis, Differences, Evaluation, Histogram, Trial
 
 # Histograms are drawn of so many layers at most: each takes some 40 kB of the file.
@@ -49,6 +49,7 @@ class Facts:
         stale: those of ``PARTS`` that are of another recipe.
         trials: configurations beside each other; the present one may be among them.
         differences: in what they differ, for two or more.
+        prepared: what the images are and what happens to them.
     """
 
     model: str
@@ -72,6 +73,7 @@ class Facts:
     stale: frozenset[str] = frozenset()
     trials: tuple[Trial, ...] = ()
     differences: Differences | None = None
+    prepared: DataFacts | None = None
 
     @property
     def label(self) -> str:
@@ -149,5 +151,5 @@ def gather(
         datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), versions(), evaluation,
         _histograms(session, names, layers), len(session.layer_names) - len(names), sensitivity, diagnosis,
         notes or Notes(), frozenset(old), tuple(trials),
-        session.differences_of(trials) if len(trials) > 1 else None,
+        session.differences_of(trials) if len(trials) > 1 else None, session.data_facts,
     )  # fmt: skip

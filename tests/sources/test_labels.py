@@ -70,6 +70,8 @@ def test_another_number_of_classes_is_one_sentence(tmp_path: Path) -> None:
         DataError, match=r"has 2 class folders and the network tells 3 classes apart; .*\('b' is none"
     ):
         fit_labels(data, ("a", "x", "y"), 3)
+    with pytest.raises(DataError, match=r"all names but 'c'; name them"):
+        fit_labels(load_data(pictures(tmp_path / "more", "a", "b", "c")), ("a", "x", "b"), 3)
     with pytest.raises(DataError, match=r"'a' could be any of the network's classes 0, 2"):
         fit_labels(data, ("a", "b", "a"), 3)
     same = ArrayData("same", torch.zeros(2, 1), torch.tensor([0, 2]), ("a", "b", "a"))
