@@ -229,7 +229,8 @@ def decoded(file: Path) -> Tensor:
     except Exception as problem:  # what a damaged file raises is anybody's guess
         if isinstance(problem, OSError) and problem.errno is not None:
             raise DataError(f"it cannot be read: {problem.strerror}.") from problem
-        raise DamagedImage(f"it is damaged ({describe(problem)}).") from problem
+        kind, _, words = describe(problem).partition(": ")
+        raise DamagedImage(f"it is damaged ({words or kind}).") from problem
     tensor = torch.from_numpy(pixels)
     return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
 

@@ -57,8 +57,9 @@ HISTORY = "History"
 # Of the bar's parts the names give way first.
 GIVING_WAY = ":host { min-width: 0; flex: 1 1 0; }"
 NAME = """
+:host { flex: 0 1 auto !important; width: auto !important; min-width: 0; }
 :host, :host > div { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-@media (max-width: 900px) { :host { max-width: 120px !important; } }
+@media (max-width: 900px) { :host { max-width: 52px !important; } }
 """
 # When an evaluation ends: the width of the interval of the difference to float, as a share.
 STOPS = {
@@ -211,7 +212,7 @@ class Page:
         self.status.append(self.keys.view)
         return kit.page(
             title=TITLE,
-            header=[kit.row(*self._name(), self.toolbar.view, self.export.view, height=48, css=GIVING_WAY)],
+            header=[kit.row(self._name(), self.toolbar.view, self.export.view, height=48, css=GIVING_WAY)],
             main=[body],
             theme_config=theme.THEME,
             sx=theme.BAR,
@@ -219,16 +220,16 @@ class Page:
 
     def cell(self) -> Any:
         """The same page for a notebook's cell."""
-        top = kit.row(*self._name(), self.toolbar.view, self.export.view, height=48)
+        top = kit.row(self._name(), self.toolbar.view, self.export.view, height=48)
         body = self._body(":host { flex: none !important; height: auto; }", "0 0 720px")
         return kit.themed(top, body, theme_config=theme.THEME)
 
-    def _name(self) -> tuple[Any, Any]:
+    def _name(self) -> Any:
         text = f"{escape(self.session.model_name)} · {escape(self.session.data_name)}"
-        name = kit.html(text, css=theme.LABEL + NAME, height=18, styles={"margin-left": "14px"})
+        name = kit.html(text, css=theme.LABEL + NAME, height=18)
         mark = dataview.mark(self.session)
         self.state.param.watch(lambda _: dataview.refresh(mark, self.session), "evaluation")
-        return name, mark
+        return kit.row(name, mark, css=GIVING_WAY, styles={"margin-left": "14px", "gap": "8px"})
 
     def _material(self) -> Material:
         """What files are made of: what the page shows now, and which parts of it are of another recipe."""

@@ -14,7 +14,10 @@ from explorer.views.flips import data_uri, pixels
 CSS = (
     explained.CSS
     + """
-button { border-radius: 11px; width: auto; padding: 0 8px; white-space: nowrap; }
+:host { flex: none !important; width: max-content !important; }
+button { border-radius: 11px; width: auto; padding: 0 8px; white-space: nowrap;
+  overflow: hidden; text-overflow: ellipsis; }
+@media (max-width: 900px) { button { max-width: 60px; } }
 button.warn { color: var(--bad); border-color: var(--bad); }
 figure { float: right; margin: 2px 0 6px 12px; width: 112px; text-align: center; }
 img { width: 112px; height: 112px; object-fit: contain; image-rendering: pixelated; border: 1px solid var(--line);
@@ -61,10 +64,10 @@ def _picture(session: Session) -> str:
     found = pixels(image, session.subject.preprocess)
     if found is None:
         return ""
-    size = " x ".join(map(str, image.shape[1:]))
+    size = "x".join(map(str, image.shape[1:]))
     return (
         f'<figure><img alt="image {index}" src="{data_uri(found)}">'
-        f"<figcaption>image {index}, {size} pixels as the network sees it</figcaption></figure>"
+        f"<figcaption>image {index} as the network sees it, {size}</figcaption></figure>"
     )
 
 
@@ -80,4 +83,6 @@ def refresh(made: Any, session: Session) -> None:
     count = len(session.data_facts.skipped)
     sign = f"Data, {count:,} unreadable" if count else "Data"
     if made.sign != sign:
-        made.param.update(object=markup(session), sign=sign, title="What are the images?", warn=bool(count))
+        made.param.update(
+            object=markup(session), sign=sign, title=f"{sign}: what the images are", warn=bool(count)
+        )
