@@ -20,7 +20,8 @@ from benchmarks.peers import TOOLS
 from benchmarks.table import print_lines
 from explorer.sources import ZOO
 
-# ``peers`` is run only when it is named: it makes environments and installs other tools in them.
+# ``peers`` is run only when it is named: it makes environments and installs other tools in them; so is ``serving``,
+# which takes the whole machine.
 MODULES = ("engine", "memory", "calibration", "sensitivity", "page")
 
 
@@ -33,6 +34,7 @@ def main() -> None:
         "--large", action="store_true", help="networks of torchvision on images of 224 x 224 as well"
     )
     parser.add_argument("--venvs", help="where peers makes or finds an environment for each tool")
+    parser.add_argument("--sessions", type=int, default=20, help="for serving, default: %(default)s")
     parser.add_argument("--tools", default=",".join(TOOLS), help="for peers, default: %(default)s")
     options = parser.parse_args()
     options.tools = [name for name in options.tools.split(",") if name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from urllib.parse import urlparse
 from bokeh.protocol import Protocol
 from bokeh.protocol.message import Message
 from bokeh.protocol.receiver import Receiver
+from bokeh.util.token import get_session_id
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest, HTTPResponse
-from tornado.websocket import websocket_connect
+from tornado.websocket import WebSocketClosedError, websocket_connect
 
 LONG = 120.0
 
@@ -46,12 +48,14 @@ def socket_request(url: str, token: str, **headers: str) -> HTTPRequest:
 class Visitor:
     """One session of the page at ``url``.
 
-    ``models`` holds the page's models by id, as plain values, and follows what the server changes of attributes.
+    ``models`` holds the page's models by id, as plain values, and follows what the server changes of attributes;
+    ``heard`` is all that the server has said since the last change of ours.
     """
 
     def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
         self.url, self.headers = url, headers or {}
         self.models: dict[str, dict[str, Any]] = {}
+        self.heard: list[Any] = []
         self._protocol, self._changed = Protocol(), asyncio.Event()
 
     async def open(self) -> Visitor:
@@ -59,6 +63,7 @@ class Visitor:
         page = await asked(self.url, headers=self.headers)
         assert page.code == 200, (page.code, page.body[:500])
         token = token_of(page.body.decode())
+        self.session = get_session_id(token)
         self._socket = await websocket_connect(
             socket_request(self.url, token, **self.headers), subprotocols=["bokeh", token]
         )
@@ -89,6 +94,7 @@ class Visitor:
             except ConnectionError:
                 return
             if message.msgtype == "PATCH-DOC":
+                self.heard += message.content["events"]
                 self._note(message.content)
                 self._changed.set()
 
@@ -120,6 +126,7 @@ class Visitor:
 
     def change(self, model: str, attribute: str, value: Any) -> None:
         """Do what a browser does when a widget changes."""
+        self.heard = []
         event = {"kind": "ModelChanged", "model": {"id": model}, "attr": attribute, "new": value}
         self.say(events=[event])
 
@@ -154,8 +161,11 @@ class Visitor:
     async def leave(self, politely: bool = True) -> None:
         """Close the session, or vanish."""
         self._reader.cancel()
-        await self._last
-        if politely:
-            self._socket.close()
-        else:
-            self._socket.protocol.stream.close()
+        with contextlib.suppress(WebSocketClosedError):
+            await self._last
+        stream = self._socket.protocol.stream if self._socket.protocol is not None else None
+        if stream is not None and not politely:
+            stream.close()
+        self._socket.close()
+        while stream is not None and not stream.closed():
+            await asyncio.sleep(0.01)

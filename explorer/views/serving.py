@@ -17,6 +17,7 @@ from collections.abc import Awaitable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import bokeh.server.server
 import bokeh.server.tornado
@@ -33,6 +34,7 @@ from bokeh.util.token import check_token_signature, get_session_id
 from jinja2 import Template
 from panel.auth import BasicAuthProvider, OAuthProvider
 from panel.io.resources import BASIC_LOGIN_TEMPLATE, ERROR_TEMPLATE, LOGOUT_TEMPLATE
+from panel.io.server import ComponentResourceHandler
 from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler
 
@@ -92,6 +94,8 @@ class Guard(RequestHandler):
     async def prepare(self) -> None:
         if not self.application.knows_host(self.request.host):
             return self._refuse(403, "This server is not known by the name in the address.")
+        if "\0" in unquote(self.request.path):
+            return self._refuse(400, "No address has such a character in it.")
         provider = self.application.auth_provider
         if isinstance(self, AuthRequestHandler):
             await super().prepare()  # type: ignore[misc]
@@ -183,8 +187,16 @@ class Socket(Guard):
     """Before the handler of websockets: a session ends with its browser."""
 
     connection: Any
+    gone = False
+
+    async def _async_open(self, token: str) -> None:
+        await super()._async_open(token)  # type: ignore[misc]
+        if self.gone and self.connection is not None:
+            # It left while it was being connected: Bokeh would hold it to be there for ever.
+            self.on_close()
 
     def on_close(self) -> None:
+        self.gone = True
         session = self.connection.session if self.connection is not None else None
         super().on_close()  # type: ignore[misc]
         # Bokeh's page does not connect again; so its place is free at once.
@@ -217,14 +229,17 @@ class Health(RequestHandler):
 
 
 ROUTES = [(r"/healthz", Health)]
+GUARDS: dict[Any, type[Guard]] = {
+    WSHandler: Socket,
+    SessionHandler: Room,
+    ComponentResourceHandler: Components,
+}
 
 
 @cache
 def guarded(handler: Any, free: bool) -> type[RequestHandler]:
     """The handler with a guard before it."""
-    before = (
-        Socket if issubclass(handler, WSHandler) else Room if issubclass(handler, SessionHandler) else Guard
-    )
+    before = next((guard for kind, guard in GUARDS.items() if issubclass(handler, kind)), Guard)
     return type(f"Guarded{handler.__name__}", (before, handler), {"free": free})
 
 
