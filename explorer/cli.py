@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +52,7 @@ from explorer.study.diagnosis import IMAGES as DIAGNOSED
 from explorer.study.evaluate import finite
 from explorer.study.metrics import Interval
 from explorer.subject import DEFAULT_MODEL
+from explorer.workers import Hands, connect
 
 T = TypeVar("T")
 
@@ -145,6 +147,12 @@ def _parser() -> argparse.ArgumentParser:
         help="stop when the 95%% interval of the difference is W wide, as a share: 0.02 is two points",
     )
 
+    spread = argparse.ArgumentParser(add_help=False)
+    spread.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="compute on a Dask cluster: its scheduler's address, tcp://HOST:PORT or tls://HOST:PORT",
+    )
     tables = argparse.ArgumentParser(add_help=False)
     for kind in TABLE_FORMATS:
         tables.add_argument(
@@ -160,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     measured = commands.add_parser(
         "evaluate",
-        parents=[common, answer, limited, narrow, nodes, kept],
+        parents=[common, answer, limited, narrow, nodes, kept, spread],
         help="what a recipe does to accuracy, size and SQNR",
     )
     for command, first in ((listed, "weight_sqnr_db"), (measured, "input_sqnr_db")):
@@ -171,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     checked = commands.add_parser(
         "check",
-        parents=[common, answer, limited, kept],
+        parents=[common, answer, limited, kept, spread],
         help="for a build server: exit code 0 when a larger drop than the one allowed is excluded, "
         "1 when it is established, 3 when the images cannot tell",
     )
@@ -185,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     checked.add_argument("--junit", metavar="FILE", help="write the result as JUnit's XML")
     against = commands.add_parser(
         "compare",
-        parents=[common, answer, limited, narrow],
+        parents=[common, answer, limited, narrow, spread],
         help="which of two recipes does better; of more, in what each two differ",
     )
     against.add_argument(
@@ -197,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     tried.add_argument("--project", metavar="FOLDER", required=True, help="the folder")
     sweep = commands.add_parser(
         "sensitivity",
-        parents=[common, answer, limited, tables, nodes],
+        parents=[common, answer, limited, tables, nodes, spread],
         help="which layer suffers under which format",
     )
     sweep.add_argument(
@@ -235,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands.add_parser(
         "diagnose",
-        parents=[common, answer, limited],
+        parents=[common, answer, limited, spread],
         help=f"what does not suit the tensors, and what changes do, tried on {DIAGNOSED} images or on --limit",
     )
     theirs = commands.add_parser(
@@ -249,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     written = commands.add_parser(
         "report",
-        parents=[common, limited, narrow],
+        parents=[common, limited, narrow, spread],
         help="one HTML file that opens offline: scores, layers, figures, recipe, fingerprints, notes",
     )
     written.add_argument("--out", required=True, metavar="FILE", help="the file that is written")
@@ -264,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
         "resolve", parents=[common, answer], help="the ranges that objective: cross_entropy stands for"
     )
     explicit.add_argument("--yaml", metavar="OUT", help="write the explicit recipe to this file")
-    serve = commands.add_parser("serve", parents=[common, kept], help="open the page")
+    serve = commands.add_parser("serve", parents=[common, kept, spread], help="open the page")
     serve.add_argument("--port", type=int, default=5006, help="default: %(default)s")
     serve.add_argument("--address", default="127.0.0.1", help="default: %(default)s")
     serve.add_argument("--show", action="store_true", help="open a browser")
@@ -297,7 +305,7 @@ def _positive(text: str) -> int:
     return number
 
 
-def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+def _arguments(options: argparse.Namespace, executor: Hands | None = None) -> dict[str, Any]:
     return {
         "model": options.model,
         "data": options.data,
@@ -314,7 +322,22 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "store_folder": options.store_folder,
         "project": getattr(options, "project", None),
         "output": options.output,
+        "executor": executor,
     }
+
+
+@contextmanager
+def _cluster(options: argparse.Namespace) -> Iterator[Hands | None]:
+    """The workers that were asked for; None without."""
+    address = getattr(options, "cluster", None)
+    if address is None:
+        yield None
+        return
+    hands = connect(address, options.store_bytes)
+    try:
+        yield hands
+    finally:
+        hands.close()
 
 
 def _last(steps: Iterator[T], total: int, done: Callable[[T], int]) -> T:
@@ -698,7 +721,7 @@ def _report(session: Session, options: argparse.Namespace) -> None:
     print(f"The report is in {options.out}.")
 
 
-def _serve(options: argparse.Namespace, rest: Sequence[str]) -> None:
+def _serve(options: argparse.Namespace, rest: Sequence[str], hands: Hands | None) -> None:
     from explorer.views.app import serve
     from explorer.views.limits import Limits, limits
 
@@ -711,7 +734,7 @@ def _serve(options: argparse.Namespace, rest: Sequence[str]) -> None:
     }
     most = Limits(**{name: value or getattr(most, name) for name, value in wanted.items()})
     where = {"port": options.port, "address": options.address, "show": options.show}
-    serve(**where, most=most, panel=rest, **_arguments(options))
+    serve(**where, most=most, panel=rest, **_arguments(options, hands))
 
 
 def _warn(session: Session) -> None:
@@ -745,13 +768,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.command != "serve":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        if options.command == "serve":
-            _serve(options, rest)
-        else:
-            session = Session(**_arguments(options))
-            code = QUESTIONS[options.command](session, options) or 0
-            _warn(session)
-            return code
+        with _cluster(options) as hands:
+            if options.command == "serve":
+                _serve(options, rest, hands)
+            else:
+                session = Session(**_arguments(options, hands))
+                code = QUESTIONS[options.command](session, options) or 0
+                _warn(session)
+                return code
     except ExplorerError as error:
         print(f"explorer: {error}", file=sys.stderr)
         return 2

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -19,6 +21,7 @@ import torch
 from PIL import Image
 
 import explorer as qx
+from explorer.cli import main
 from explorer.errors import DataError, JobError, ModelError, TensorError
 from explorer.formats import FORMATS, QParams
 from explorer.graph import Engine, Store
@@ -29,7 +32,7 @@ from explorer.sources import load_data
 from explorer.study import METHODS
 from explorer.study.shown import Told
 from explorer.subject import Stream
-from explorer.workers import Crew, Hands, hands_of
+from explorer.workers import Crew, Hands, cluster, connect, hands_of
 from explorer.workers.packing import pack, plan_for, unpack
 from tests.nets import SHAPES, captured
 from tests.small import images, tiny
@@ -398,3 +401,73 @@ def test_a_killed_process_loses_nothing(local, answers):
             found += list(steps)
         assert len(found) == len(answers["evaluate"]) and all(map(same, found, answers["evaluate"]))
         assert same(list(QUESTIONS["exact"](session))[-1], answers["exact"][-1])
+
+
+# -- a Dask cluster --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dask():
+    """A scheduler and two workers with a process each; killed ones are started again."""
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=":0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+def test_a_cluster_gives_the_same_answers_to_the_last_bit(answers, local, dask):
+    for name, executor in (("evaluate", dask), ("live", dask), ("leave_one_out", dask.get_executor())):
+        session = beside(local, executor)
+        assert same(list(QUESTIONS[name](session))[-1], answers[name][-1])
+        assert not session.subject.elsewhere.lost
+
+
+def test_the_command_line_takes_a_cluster(dask, tmp_path, capsys):
+    asked = ["evaluate", "--model", "fashion-lenet300", "--recipe", "w4a4", "--limit", "400", "--json"]
+    assert main([*asked, str(tmp_path / "far.json"), "--cluster", dask.scheduler.address]) == 0
+    assert main([*asked, str(tmp_path / "near.json")]) == 0
+    assert (tmp_path / "far.json").read_text() == (tmp_path / "near.json").read_text()
+    assert main(["layers", "--model", "fashion-lenet300", "--json", "-"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--cluster", "tcp://127.0.0.1:1"]) == 2
+    assert "No Dask scheduler answers at 'tcp://127.0.0.1:1'" in capsys.readouterr().err
+
+
+def test_a_killed_worker_of_a_cluster_loses_nothing(local, dask):
+    """The scheduler gives its tasks to another one."""
+    data = load_data(images(300))
+    session = beside(local, dask, data)
+    hands, sent = session.subject.elsewhere.hands, []
+    submit = hands.submit
+    hands.submit = lambda *task: sent.append(task) or submit(*task)
+    steps = session.sensitivity_steps(["int8", "int4", "int2"])
+    next(steps)
+    assert len(sent) < 10, "most of the thirty batches are still to come"
+    os.kill(next(iter(dask.run(os.getpid).values())), signal.SIGKILL)
+    *_, found = steps
+    assert found.equals(beside(local, None, data).sensitivity(["int8", "int4", "int2"]))
+    assert not session.subject.elsewhere.lost
+
+
+def test_a_cluster_that_cannot_be_used_is_said(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    for address in ("tcp://127.0.0.1:1", "somewhere", ""):
+        with pytest.raises(JobError, match=f"No Dask scheduler answers at '{address}'"):
+            connect(address, patience=0.3)
+    monkeypatch.setattr(cluster, "PATIENCE", 0.2)
+    with (
+        distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as empty,
+        pytest.raises(JobError, match=r"has no worker; start some: dask worker"),
+    ):
+        connect(empty.scheduler_address)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(JobError, match=r"install quantization-explorer\[cluster\]"):
+        connect("tcp://127.0.0.1:1")

@@ -80,6 +80,9 @@ class DaskHands(Hands):
         self._look()
         return self._threads > 0
 
+    def close(self) -> None:
+        self._client.close()
+
     def spread(self, content: bytes) -> Any:
         return self._client.scatter(content, broadcast=True, hash=False)
 

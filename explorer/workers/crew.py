@@ -95,6 +95,9 @@ class Hands:
         """Whether there is anybody to work; where nobody knows, whoever works says when that ends."""
         return True
 
+    def close(self) -> None:
+        """Say goodbye; what runs is left to whoever made the executor."""
+
     # Whether what all workers need can be spread among them.
     spreads = False
 
