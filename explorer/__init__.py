@@ -11,7 +11,7 @@ from __future__ import annotations
 from explorer.errors import ExplorerError
 from explorer.recipe import LayerConfig, Recipe, TensorScheme
 from explorer.session import Session
-from explorer.study import Evaluation, Histogram, styled
+from explorer.study import Evaluation, Histogram, Metric, styled
 from explorer.tensor import Quantized, fake_quantize, quantize
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "ExplorerError",
     "Histogram",
     "LayerConfig",
+    "Metric",
     "Quantized",
     "Recipe",
     "Session",

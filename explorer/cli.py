@@ -39,6 +39,7 @@ from explorer.study import (
     EXCLUDED,
     MEASURES,
     METHODS,
+    METRICS,
     OWN,
     TENSOR_CHOICES,
     UNDECIDED,
@@ -55,6 +56,7 @@ from explorer.subject import DEFAULT_MODEL
 from explorer.workers import Hands, connect
 
 T = TypeVar("T")
+NO_CLASSES = "results are no scores of classes"
 
 VERDICTS = {EXCLUDED: 0, ESTABLISHED: 1, UNDECIDED: 3}
 """The exit codes of ``check``."""
@@ -79,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         metavar="NAME",
         help="which result of a network that returns several: a name, an index, a.0",
+    )
+    group.add_argument(
+        "--metric",
+        metavar="METRIC",
+        help=f"{', '.join(METRICS)}, file.py:function or package.module:function of (outputs, targets) that gives "
+        "one score for each example (default: by the shape of the results)",
     )
     group.add_argument("--checkpoint", metavar="FILE", help="weights: safetensors or a state_dict")
     group.add_argument(
@@ -188,7 +196,8 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         required=True,
         metavar="POINTS",
-        help="how much less than the float network's the accuracy may be: 0.5 is half a point",
+        help="how much less than the float network's the accuracy may be: 0.5 is half a point "
+        "(of a metric that is no percentage a number)",
     )
     checked.add_argument("--junit", metavar="FILE", help="write the result as JUnit's XML")
     against = commands.add_parser(
@@ -219,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--measure",
         metavar="MEASURE",
-        help=f"{', '.join(MEASURES)} (default: kl, or what the method measures)",
+        help=f"{', '.join(MEASURES)} (default: kl, without class scores error, or what the method measures)",
     )
     sweep.add_argument(
         "--tensor",
@@ -234,7 +243,9 @@ def _parser() -> argparse.ArgumentParser:
         "--method", default="instant", metavar="METHOD", help="instant or exact (default: %(default)s)"
     )
     shares.add_argument(
-        "--measure", default="kl", metavar="MEASURE", help=f"{', '.join(MEASURES)} (default: %(default)s)"
+        "--measure",
+        metavar="MEASURE",
+        help=f"{', '.join(MEASURES)} (default: kl, without class scores error)",
     )
     commands.add_parser(
         "depth",
@@ -323,6 +334,7 @@ def _arguments(options: argparse.Namespace, executor: Hands | None = None) -> di
         "project": getattr(options, "project", None),
         "output": options.output,
         "executor": executor,
+        "metric": options.metric,
     }
 
 
@@ -424,21 +436,27 @@ def _percent(share: float) -> str:
 
 
 def _evaluate(session: Session, options: argparse.Namespace) -> None:
-    score = _check_score(options, "input_sqnr_db", list(NODE_SCORES))
+    node_score = _check_score(options, "input_sqnr_db", list(NODE_SCORES))
     total = session.subject.evaluation.count(options.limit)
     steps = session.evaluate_steps(None, options.limit, options.interval)
     result: Evaluation = _last(steps, total, lambda e: e.images)
-    _write_nodes(session, options, {report.name: getattr(report, score) for report in result.layers})
+    _write_nodes(session, options, {report.name: getattr(report, node_score) for report in result.layers})
     if not _write({**result.to_dict(), "data_facts": session.data_facts.to_dict()}, options.json):
         return
     print(f"{result.model} on {_seen(result)}; ranges from {result.calibration}")
-    _line(_accuracy_name(result), _percent(result.top1), _interval(result.top1_interval, _percent))
-    _line("float", _percent(result.top1_float))
+    score, change = _score(result.unit), _change(result.unit)
+    _line(result.score_name, score(result.top1), _interval(result.top1_interval, score))
+    _line("float", score(result.top1_float))
     flips = f"   ({result.lost} right to wrong, {result.won} wrong to right)"
-    _line("difference, paired", _points(result.delta), _interval(result.delta_interval, _points) + flips)
+    if result.scores:
+        flips = f"   ({result.lost} worse, {result.won} better)"
+    _line("difference, paired", change(result.delta), _interval(result.delta_interval, change) + flips)
     if result.loss is not None and result.loss_float is not None:
         _line("loss", f"{result.loss:.4f} nats", f"float {result.loss_float:.4f}")
-    _line("KL to float", f"{result.kl:.3g} nats", _interval(result.kl_interval, "{:.3g}".format))
+    if result.kl is not None and result.kl_interval is not None:
+        _line("KL to float", f"{result.kl:.3g} nats", _interval(result.kl_interval, "{:.3g}".format))
+    else:
+        _line("KL to float", "-", NO_CLASSES)
     sqnr = _interval(result.output_sqnr_interval, "{:.2f}".format)
     _line("output SQNR", f"{result.output_sqnr_db:.2f} dB", sqnr)
     ratio = result.size_bytes_float / result.size_bytes
@@ -453,10 +471,11 @@ def _evaluate(session: Session, options: argparse.Namespace) -> None:
 
 def _check(session: Session, options: argparse.Namespace) -> int:
     begun = time.perf_counter()
-    if not 0 <= options.max_drop < 100:
+    share = session.metric.unit == "%"
+    if share and not 0 <= options.max_drop < 100:
         raise ExplorerError(f"--max-drop is in points, from 0 to below 100, not {options.max_drop:g}.")
     total = session.subject.evaluation.count(options.limit)
-    steps = session.check_steps(options.max_drop / 100, None, options.limit)
+    steps = session.check_steps(options.max_drop / (100 if share else 1), None, options.limit)
     result: Check = _last(steps, total, lambda check: check.evaluation.images)
     if options.junit is not None:
         e = result.evaluation
@@ -465,7 +484,7 @@ def _check(session: Session, options: argparse.Namespace) -> int:
         _save(
             junit(
                 f"{e.model} on {e.data}",
-                f"{options.recipe} drops by at most {options.max_drop:g} points",
+                f"{options.recipe} drops by at most {options.max_drop:g}{' points' if share else ''}",
                 result.sentence,
                 time.perf_counter() - begun,
                 properties=held,
@@ -493,11 +512,17 @@ def _compare(session: Session, options: argparse.Namespace) -> None:
     if not _write(result.to_dict(), options.json):
         return
     print(f"{result.model}, {options.recipe} against {options.against[0]}, on {_seen(result)}")
-    _line(_accuracy_name(result), f"{_percent(result.a.top1)} against {_percent(result.b.top1)}")
+    score, change = _score(result.unit), _change(result.unit)
+    _line(result.score_name, f"{score(result.a.top1)} against {score(result.b.top1)}")
     flips = f"   ({result.won} right only in the first, {result.lost} only in the second)"
-    _line("difference, paired", _points(result.delta), _interval(result.delta_interval, _points) + flips)
+    if not session.metric.binary:
+        flips = f"   ({result.won} better in the first, {result.lost} in the second)"
+    _line("difference, paired", change(result.delta), _interval(result.delta_interval, change) + flips)
     nats = "{:+.3g}".format
-    _line("KL to float", f"{result.kl_delta:+.3g} nats", _interval(result.kl_interval, nats))
+    if result.kl_delta is not None and result.kl_interval is not None:
+        _line("KL to float", f"{result.kl_delta:+.3g} nats", _interval(result.kl_interval, nats))
+    else:
+        _line("error of the result", f"{result.error_delta:+.3g}", _interval(result.error_interval, nats))
     if result.loss_delta is not None and result.loss_interval is not None:
         _line("loss", f"{result.loss_delta:+.3g} nats", _interval(result.loss_interval, nats))
     _line("size", f"{result.size_delta:+,} bytes", f"{result.a.size_bytes:,} against {result.b.size_bytes:,}")
@@ -525,10 +550,11 @@ def _compare_many(session: Session, options: argparse.Namespace) -> None:
     for pair in found.pairs:
         print(f"{pair.a} against {pair.b}: {pair.verdict}")
         if pair.delta is not None and pair.delta_interval is not None:
+            change = _change(session.metric.unit)
             _line(
-                "agreement" if found.agreement else "top-1",
-                _points(pair.delta),
-                _interval(pair.delta_interval, _points),
+                session.metric.called(found.agreement),
+                change(pair.delta),
+                _interval(pair.delta_interval, change),
             )
         _line("size", f"{pair.size_delta:+,} bytes")
         _line("BOPs for one image", f"{pair.bops_delta:+,}")
@@ -560,12 +586,18 @@ def _seen(result: Evaluation | Comparison) -> str:
     return f"{text} (all, and the interval is still wider than asked)" if wide else text
 
 
-def _accuracy_name(result: Evaluation | Comparison) -> str:
-    return "agreement with float" if result.agreement else "top-1"
-
-
 def _points(share: float) -> str:
     return f"{100 * share:+.2f} points"
+
+
+def _score(unit: str) -> Callable[[float], str]:
+    """How a score of a metric is written."""
+    return _percent if unit == "%" else "{:.5g}".format
+
+
+def _change(unit: str) -> Callable[[float], str]:
+    """How a difference of two scores is written."""
+    return _points if unit == "%" else "{:+.3g}".format
 
 
 def _interval(interval: Interval, shown: Callable[[float], str]) -> str:
@@ -645,20 +677,27 @@ def _diagnose(session: Session, options: argparse.Namespace) -> None:
         f"{session.model_name} under {options.recipe}: {found.tensors} tensors looked at on {found.looked} "
         f"calibration images; changes tried on {found.images:,} images of {session.data_name}"
     )
-    if found.kl is None:
+    if found.top1 is None:
         print("The rules find nothing to change.")
         return
-    _line("KL to float", f"{found.kl:.3g} nats")
+    if found.kl is not None:
+        _line("KL to float", f"{found.kl:.3g} nats")
+    if found.error is not None:
+        _line(
+            "error of the result", f"{found.error:.3g}", "squared, as a share of the float network's result"
+        )
     for finding in found.findings:
         where = finding.layers[0] if len(finding.layers) == 1 else f"{len(finding.layers)} layers together"
         print(f"{where}, {finding.tensor} {finding.change}: {finding.verdict}")
         for words in finding.evidence:
             print(f"    {words}")
-        if finding.kl_delta is not None and finding.top1_delta is not None:
-            nats = _interval(finding.kl_interval, "{:+.3g}".format)
-            name = "agreement" if found.agreement else "top-1"
+        if finding.harm_delta is not None and finding.top1_delta is not None:
+            span = _interval(finding.harm_interval, "{:+.3g}".format)
+            kl = finding.kl_delta
+            what = f"KL {kl:+.3g} nats" if kl is not None else f"error {finding.harm_delta:+.3g}"
+            change = _change(session.metric.unit)
             print(
-                f"    KL {finding.kl_delta:+.3g} nats ({nats}), {name} {_points(finding.top1_delta)}, "
+                f"    {what} ({span}), {found.score_name} {change(finding.top1_delta)}, "
                 f"{finding.size_delta:+,} bytes, on {finding.images:,} images"
             )
 

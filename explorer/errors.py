@@ -10,6 +10,7 @@
     |   +-- CheckpointError   weights that are missing, damaged, or of another network
     |   +-- ParametersError   another tool's parameters that cannot be read or do not fit
     +-- DataError         images or labels that cannot be read or do not fit the network
+    +-- MetricError       a metric that does not exist, does not fit the network, or fails
     +-- LayerError        a layer name that the network does not have
     +-- JobError          a computation that cannot be carried on
     +-- ProjectError      a project folder that cannot be used, or a name that does not fit
@@ -73,6 +74,10 @@ class ParametersError(ModelError):
 
 class DataError(ExplorerError):
     """Images or labels that cannot be read or do not fit the network."""
+
+
+class MetricError(ExplorerError):
+    """A metric that does not exist, does not fit the network, or fails."""
 
 
 class LayerError(ExplorerError):

@@ -52,6 +52,7 @@ from explorer.study import (
     Histogram,
     Jackknife,
     Lens,
+    Metric,
     NumberLine,
     Ours,
     Outcome,
@@ -72,6 +73,7 @@ from explorer.study import (
     dynamic_channels,
     effect,
     evaluate_steps,
+    harm,
     histogram_of,
     input_channels,
     jackknife_steps,
@@ -132,9 +134,13 @@ class Session:
         download: let a library fetch the weights that ``model`` names; otherwise they must be on this machine.
         executor: evaluations, comparisons, exact sensitivities and what a diagnosis tries are computed there: any
             executor of ``concurrent.futures``, or a Dask client.  Results are the same to the last bit.
+        metric: what the network is measured by: a name in ``explorer.study.METRICS``, a function of (outputs, targets)
+            that gives one score for each example, larger being better, ``file.py:function``, or a ``Metric``.  None
+            takes top-1 for results (images, classes), and otherwise what suits their shape.
 
     Raises:
         JobError: for workers that cannot be reached or do not fit.
+        MetricError: for a metric that does not exist or does not fit.
         ModelError, CheckpointError, DataError, RecipeError: for what cannot be read or does not fit.
         ProjectError: for a project folder that cannot be written to.
     """
@@ -160,10 +166,11 @@ class Session:
         subset: int | None = None,
         download: bool = False,
         executor: Executor | Hands | None = None,
+        metric: str | Metric | Callable[..., Tensor] | None = None,
     ) -> None:
         self.subject = subject or make_subject(
-            model, data, calibration, evaluation, example, checkpoint, preprocess,
-            calibration_images, fold, store_bytes, seed, store_folder, output, subset, download, executor,
+            model, data, calibration, evaluation, example, checkpoint, preprocess, calibration_images,
+            fold, store_bytes, seed, store_folder, output, subset, download, executor, metric,
         )  # fmt: skip
         first = self._checked(Recipe.preset(recipe) if isinstance(recipe, str) else recipe)
         # A reviewer's, for the report; no part of the recipe or its history.
@@ -210,6 +217,11 @@ class Session:
     def engine(self) -> Engine:
         """What evaluates the network."""
         return self.subject.engine
+
+    @property
+    def metric(self) -> Metric:
+        """What the network is measured by."""
+        return self.subject.metric
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -546,7 +558,7 @@ class Session:
             DataError: when images or labels do not fit the network, an image cannot be read, or the
                 interval is no width above 0 and up to 2.
         """
-        check_interval(interval)
+        check_interval(interval, self.metric.unit)
         chosen, stream = self._chosen(recipe), self.subject.evaluation
         steps = evaluate_steps(
             self.engine,
@@ -560,6 +572,7 @@ class Session:
             self.subject.calibration_name,
             interval,
             self.subject.elsewhere,
+            metric=self.metric,
         )
         yield from self._noted(chosen, steps)
 
@@ -580,7 +593,7 @@ class Session:
         It ends as soon as a larger drop is established or excluded, or when all images are seen.
 
         Args:
-            max_drop: what is allowed, as a share: 0.005 is half a point.
+            max_drop: what is allowed, as a share: 0.005 is half a point; of a metric that is no share as a number.
             recipe: a recipe or a preset's name.
             images: how many images at most, None for all.
 
@@ -588,7 +601,7 @@ class Session:
             SchemeError: for a drop that is no share from 0 to below 1.
             RecipeError, DataError: as in :meth:`evaluate_steps`.
         """
-        yield from check_steps(self.evaluate_steps(recipe, images), max_drop)
+        yield from check_steps(self.evaluate_steps(recipe, images), max_drop, unit=self.metric.unit)
 
     def check(self, max_drop: float, recipe: Recipe | str | None = None, images: int | None = None) -> Check:
         """The last of :meth:`check_steps`: its ``verdict`` is ``excluded``, ``established`` or ``undecided``."""
@@ -612,7 +625,7 @@ class Session:
         Raises:
             RecipeError, DataError: as in :meth:`evaluate_steps`.
         """
-        check_interval(interval)
+        check_interval(interval, self.metric.unit)
         recipes, stream = (self._chosen(recipe_a), self._chosen(recipe_b)), self.subject.evaluation
         yield from compare_steps(
             self.engine,
@@ -627,6 +640,7 @@ class Session:
             self.subject.calibration_name,
             interval,
             self.subject.elsewhere,
+            metric=self.metric,
         )
 
     def compare(
@@ -659,7 +673,8 @@ class Session:
         Args:
             formats: which formats to try at every layer, ``recipe`` for the layer's own; None takes int8, int4
                 and int2.
-            measure: ``kl`` (also for None), ``loss``, ``top1`` or ``sqnr``.
+            measure: ``kl``, ``loss``, ``top1``, ``sqnr``, ``error`` (1 over the SQNR) or ``score``; None takes ``kl``,
+                and ``error`` where results are no scores of classes.
             method: ``weight``, ``output``, ``instant``, ``exact``, ``leave_one_out`` or ``live``.
             tensor: ``weight``, ``input`` or ``both``.
             images: how many evaluation images, None for all.
@@ -672,7 +687,8 @@ class Session:
             raise SchemeError(unknown("method", method, METHODS))
         chosen = METHODS[method]
         if measure is None:
-            measure = chosen.measures[0]
+            usual = harm(self.metric)
+            measure = usual if usual in chosen.measures else chosen.measures[0]
         if measure in MEASURES and measure not in chosen.measures:
             raise SchemeError(
                 f"The method {method!r} looks at one layer alone, where {measure!r} cannot be measured; "
@@ -724,6 +740,7 @@ class Session:
             tensor=tensor,
             recipe=self.recipe,
             elsewhere=subject.elsewhere,
+            metric=self.metric,
         )
 
     def sensitivity(
@@ -740,7 +757,7 @@ class Session:
         return deque(steps, maxlen=1)[0]
 
     def additivity(
-        self, measure: str = "kl", method: str = "instant", images: int | None = None
+        self, measure: str | None = None, method: str = "instant", images: int | None = None
     ) -> Additivity:
         """What the present recipe does to each layer alone, added up, beside what it does to the network.
 
@@ -755,7 +772,7 @@ class Session:
         choices = ("instant", "exact")
         if method not in choices:
             raise SchemeError(unknown("method", method, choices))
-        sweep = self._sweep(OWN, measure, "both", images, None)
+        sweep = self._sweep(OWN, harm(self.metric) if measure is None else measure, "both", images, None)
         if not sweep.rows:
             raise SchemeError("The present recipe quantizes nothing, so there is nothing to add up.")
         return additivity(sweep, method)
@@ -811,6 +828,7 @@ class Session:
                 total=subject.evaluation.count(images),
                 recipe=self.resolve(recipe),
                 elsewhere=subject.elsewhere,
+                metric=self.metric,
             )
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,11 +28,12 @@ from explorer.sources import (
     facts_of,
     fit_labels,
     load_data,
+    load_metric,
     load_model,
     sha256_of,
 )
 from explorer.sources.reading import read_images
-from explorer.study import Examples, Resolver
+from explorer.study import METRICS, Examples, Metric, Resolver, check_fit, usual_metric
 from explorer.study.metrics import ErrorSums
 from explorer.study.tasks import Elsewhere
 from explorer.workers import Crew, Hands, Opening, Place, hands_of
@@ -145,7 +146,7 @@ class Subject:
     """What sessions may share, since nobody writes to it: the captured network, its images and statistics.
 
     ``weights_sha256`` is that of the network's state_dict as it was loaded, in the order of its names; ``elsewhere``
-    computes evaluations and sweeps, None being this process.
+    computes evaluations and sweeps, None being this process; ``metric`` is what the network is measured by.
     """
 
     name: str
@@ -166,6 +167,7 @@ class Subject:
     chosen: str = ""
     labels: str = ""
     elsewhere: Elsewhere | None = None
+    metric: Metric = METRICS["top1"]
 
     @property
     def data_facts(self) -> DataFacts:
@@ -198,7 +200,9 @@ class Subject:
     def key(self) -> str:
         """A name for the network and its images, in their order, by their contents: what results belong to."""
         calibration = self.calibration_stream.fingerprint(self.calibration_images)
-        return digest(self.graph.digest, self.evaluation.fingerprint(), calibration)
+        # Other metrics give other scores; top-1's name is left out, as in projects from before there were others.
+        measured = [] if self.metric.key == "top1" else [self.metric.key]
+        return digest(self.graph.digest, self.evaluation.fingerprint(), calibration, *measured)
 
     def calibration_batches(self) -> Iterator[Batch]:
         """The images that set fixed ranges, batch by batch."""
@@ -235,8 +239,10 @@ def make_subject(
     subset: int | None = None,
     download: bool = False,
     executor: Executor | Hands | None = None,
+    metric: str | Metric | Callable[..., Tensor] | None = None,
 ) -> Subject:
     """Load and capture a network and its images.  The arguments are those of :class:`Session`."""
+    wanted_metric = None if metric is None else load_metric(metric)
     loaded = model if isinstance(model, LoadedModel) else load_model(model, checkpoint, download)
     wish = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
     if data is not None and evaluation is not None:
@@ -246,11 +252,15 @@ def make_subject(
         raise DataError(
             "This network comes without images; give data= (or --data): a folder, an .npz or a loader."
         )
-    images = load_data(chosen, wish, default=loaded.preprocess, subset=subset, seed=seed)
+    # A metric that is not of classes may compare with any numbers.
+    free = wanted_metric is not None and not wanted_metric.classes
+    images = load_data(chosen, wish, default=loaded.preprocess, subset=subset, seed=seed, free=free)
     if calibration is None and isinstance(chosen, str) and chosen == loaded.data:
         calibration = loaded.calibration
     # Without images of their own, ranges are set on some of those that are evaluated; the report says so.
-    tuning = images if calibration is None else load_data(calibration, wish, default=loaded.preprocess)
+    tuning = (
+        images if calibration is None else load_data(calibration, wish, default=loaded.preprocess, free=free)
+    )
     if example is None:
         example = loaded.example
     if example is None:
@@ -261,11 +271,13 @@ def make_subject(
     # Of the network as it was loaded: folding makes other numbers of it.
     weights = sha256_of(sorted(loaded.module.state_dict().items()))
     graph = capture(loaded.module, example, fold, loaded.output if output is None else output)
+    results = graph.by_name[graph.output].shape
+    chosen_metric = wanted_metric or usual_metric(results, images.read([0]).labels)
+    check_fit(chosen_metric, results)
     which, how = _which(images, subset, seed), ""
-    shape = graph.by_name[graph.output].shape
-    if len(shape) == 2:
-        fitted, how = fit_labels(images, loaded.classes, shape[1])
-        tuning = fitted if tuning is images else fit_labels(tuning, loaded.classes, shape[1])[0]
+    if len(results) == 2 and chosen_metric.classes:
+        fitted, how = fit_labels(images, loaded.classes, results[1])
+        tuning = fitted if tuning is images else fit_labels(tuning, loaded.classes, results[1])[0]
         images = fitted
     engine = Engine(graph, _store_for(store_bytes, store_folder))
     if store_bytes is not None:
@@ -291,7 +303,11 @@ def make_subject(
         floats=floats,
         calibration=statistics,
         resolver=Resolver(
-            engine, floats, statistics, lambda images: tuning_stream.batches(min(images, wanted))
+            engine,
+            floats,
+            statistics,
+            lambda images: tuning_stream.batches(min(images, wanted)),
+            chosen_metric,
         ),
         evaluation=stream,
         calibration_stream=tuning_stream,
@@ -305,4 +321,5 @@ def make_subject(
         chosen=which,
         labels=how,
         elsewhere=crew,
+        metric=chosen_metric,
     )

@@ -271,10 +271,12 @@ def _compare(graph: Graph, pair: Tensor, expected: Tensor) -> None:
     result = next(value for node, value in walk(graph, pair) if node.name == graph.output)
     if not isinstance(result, Tensor) or result.shape != expected.shape:
         raise ModelError("The captured network gives a result of another shape than the module itself.")
-    if result.dim() != 2:
+    if result.dim() == 0 or len(result) != len(pair) or not result.is_floating_point():
+        kind = str(result.dtype).removeprefix("torch.")
         raise ModelError(
-            f"The network's result has shape {tuple(result.shape)}; it must be (images, classes). "
-            "Wrap the network in a module that returns the scores of the classes."
+            f"The network's result is {kind} of shape {tuple(result.shape)} for {len(pair)} images; it must be real "
+            "numbers with one result for each image along the first axis, such as (images, classes). "
+            "Wrap the network in a module that returns them."
         )
     error = float((result - expected).abs().max())
     size = float(expected.abs().max())

@@ -20,6 +20,7 @@ from explorer.sources.notes import Notes, load_notes
 from explorer.sources.preprocess import Preprocess
 from explorer.sources.project import Project
 from explorer.sources.recipes import load_recipe
+from explorer.sources.scores import load_metric
 from explorer.sources.tables import TABLE_FORMATS, csv_bytes, parquet_bytes
 from explorer.sources.zoo import ZOO
 
@@ -50,6 +51,7 @@ __all__ = [
     "from_loader",
     "junit",
     "load_data",
+    "load_metric",
     "load_model",
     "load_notes",
     "load_recipe",

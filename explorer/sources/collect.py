@@ -48,7 +48,9 @@ def from_loader(
     return ArrayData(name, *collected(loader, limit, name), preprocess=preprocess)
 
 
-def collected(loader: Iterable[Any], limit: int | None, name: str) -> tuple[Tensor, Tensor | None]:
+def collected(
+    loader: Iterable[Any], limit: int | None, name: str, free: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """The first ``limit`` images of an iterable of batches, and their labels; DataError as in :func:`from_loader`."""
     images: list[Tensor] = []
     labels: list[Tensor] = []
@@ -76,11 +78,11 @@ def collected(loader: Iterable[Any], limit: int | None, name: str) -> tuple[Tens
         raise
     except Exception as problem:
         raise DataError(f"Reading the batches of {name} failed: {describe(problem)}.") from problem
-    _check_fit(images, labels, name)
+    _check_fit(images, labels, name, free)
     return torch.cat(images)[:limit], torch.cat(labels)[:limit] if labels else None
 
 
-def _check_fit(images: list[Tensor], labels: list[Tensor], name: str) -> None:
+def _check_fit(images: list[Tensor], labels: list[Tensor], name: str, free: bool) -> None:
     if not images:
         raise DataError(f"There are no images in {name}.")
     for index, batch in enumerate(images):
@@ -91,7 +93,7 @@ def _check_fit(images: list[Tensor], labels: list[Tensor], name: str) -> None:
             )
     if labels and len(labels) != len(images):
         raise DataError(f"Of {len(images)} batches in {name} only {len(labels)} have labels.")
-    if any(each.ndim != 1 for each in labels):
+    if not free and any(each.ndim in (0, 2) for each in labels):
         raise DataError(
             f"The labels in {name} must have one axis: one whole number for each image of a batch."
         )

@@ -45,6 +45,7 @@ def load_data(
     default: Preprocess | None = None,
     subset: int | None = None,
     seed: int = 0,
+    free: bool = False,
 ) -> Data:
     """Images from wherever they are.
 
@@ -60,7 +61,8 @@ def load_data(
     ``limit`` keeps at most so many images, spread evenly; of an iterable the first ones, so that one
     without an end can be used.  ``subset`` then draws so many at random, with the same share of each class where the
     labels are known without reading the images; ``seed`` fixes the draw.  Files of a folder that are no whole images
-    are left out and listed in ``skipped``.  Raises DataError.
+    are left out and listed in ``skipped``.  With ``free`` labels may be any numbers (N, ...), for a metric that is not
+    of classes.  Raises DataError.
 
     >>> data = load_data((np.zeros((6, 1, 4, 4), np.float32), np.arange(6)), limit=3)
     >>> len(data), data.read([0, 1, 2]).labels
@@ -75,9 +77,9 @@ def load_data(
     if isinstance(spec, str) and spec.startswith(PREFIX):
         data = from_torchvision_data(spec, preprocess, default)
     elif isinstance(spec, str) and spec not in ZOO_DATA and is_factory(spec) and not Path(spec).exists():
-        data = _from_object(call_factory(spec, DataError), spec, preprocess, limit, default)
+        data = _from_object(call_factory(spec, DataError), spec, preprocess, limit, default, free)
     else:
-        data = _from_object(spec, None, preprocess, limit, default)
+        data = _from_object(spec, None, preprocess, limit, default, free)
     chosen: Iterable[int] = range(len(data))
     if limit is not None and len(data) > limit:
         chosen = (index * len(data) // limit for index in range(limit))
@@ -125,11 +127,16 @@ def check_shape(data: Data, example: Tensor) -> None:
 
 
 def _from_object(
-    value: Any, name: str | None, preprocess: Preprocess | None, limit: int | None, default: Preprocess | None
+    value: Any,
+    name: str | None,
+    preprocess: Preprocess | None,
+    limit: int | None,
+    default: Preprocess | None,
+    free: bool = False,
 ) -> Data:
     """``value`` as Data; ``name`` is the factory that it comes from, if any."""
     if isinstance(value, (str, os.PathLike)):
-        return _from_path(os.fspath(value), preprocess, default)
+        return _from_path(os.fspath(value), preprocess, default, free)
     if isinstance(value, Data):
         if preprocess is None:
             return value
@@ -144,21 +151,21 @@ def _from_object(
         labels = None if value[1] is None else as_tensor(value[1], name)
     elif isinstance(value, (Dataset, DataLoader)) or _is_numbered(value):
         name = name or type(value).__name__
-        found = from_dataset(value, name, preprocess, default)
+        found = from_dataset(value, name, preprocess, default, free)
         if found is not None:
             return found
         loader = DataLoader(value, batch_size=64) if isinstance(value, IterableDataset) else value
-        images, labels = collected(loader, limit, name)
+        images, labels = collected(loader, limit, name, free)
     elif isinstance(value, Iterable):
         name = name or type(value).__name__
-        images, labels = collected(value, limit, name)
+        images, labels = collected(value, limit, name, free)
     else:
         where = f"The factory {name} returned" if name else "Data cannot be made from"
         raise DataError(
             f"{where} {describe_type(value)}; "
             "give a folder, an .npz file, a pair (images, labels), a DataLoader or a Data."
         )
-    return ArrayData(name, images, labels, None, _fitting(images, preprocess, default))
+    return ArrayData(name, images, labels, None, _fitting(images, preprocess, default), free)
 
 
 def _is_numbered(value: object) -> bool:
@@ -181,7 +188,9 @@ def _fitting(images: Tensor, preprocess: Preprocess | None, default: Preprocess 
     return preprocess or (default if images.dtype == torch.uint8 else None)
 
 
-def _from_path(spec: str, preprocess: Preprocess | None, default: Preprocess | None) -> Data:
+def _from_path(
+    spec: str, preprocess: Preprocess | None, default: Preprocess | None, free: bool = False
+) -> Data:
     if spec in ZOO_DATA:
         images, labels = _zoo_arrays(spec)
         return ArrayData(spec, images, labels, CLASSES, preprocess or default or FASHION)
@@ -190,7 +199,7 @@ def _from_path(spec: str, preprocess: Preprocess | None, default: Preprocess | N
         return FolderData.open(path, preprocess or default)
     if path.suffix == ".npz" and path.is_file():
         images, found = read_npz(path, str(path))
-        return ArrayData(path.stem, images, found, preprocess=_fitting(images, preprocess, default))
+        return ArrayData(path.stem, images, found, None, _fitting(images, preprocess, default), free)
     if path.exists():
         raise DataError(f"{path} is neither a folder of images nor an .npz file nor file.py:factory.")
     if path.suffix or os.sep in spec:

@@ -46,7 +46,7 @@ class DatasetData(Data):
 
     ``items`` has a length and is indexed by number; ``collate`` makes a batch of some of its items, None stacks them.
     Random numbers that reading draws are fixed by the image's number, so that an image is the same every time.
-    ``wish`` and ``default`` are as in ``load_data``.  Raises DataError when the first image cannot be read.
+    ``wish``, ``default`` and ``free`` are as in ``load_data``.  Raises DataError when the first image cannot be read.
     """
 
     name: str
@@ -55,6 +55,7 @@ class DatasetData(Data):
     classes: tuple[str, ...] | None = None
     wish: Preprocess | None = None
     default: Preprocess | None = None
+    free: bool = False
     labelled: bool = field(init=False)
     preprocess: Preprocess | None = field(init=False)
 
@@ -86,7 +87,10 @@ class DatasetData(Data):
             x = self._prepared(x, self.name)
         if len(x) != len(chosen):
             raise DataError(f"The collate_fn of {self.name} makes {len(x)} images of {len(chosen)}.")
-        return Batch(x, None if y is None else checked_labels(y, len(chosen), self.name, self.classes))
+        return Batch(x, None if y is None else self._labels(y, len(chosen)))
+
+    def _labels(self, labels: Tensor, count: int) -> Tensor:
+        return checked_labels(labels, count, self.name, self.classes, self.free)
 
     def _pair(self, indices: Sequence[int]) -> tuple[Any, Tensor | None]:
         """The images at ``indices``, one tensor or a list of single ones, and their labels."""
@@ -106,6 +110,8 @@ class DatasetData(Data):
 
     def _whole(self, labels: list[Any]) -> Tensor:
         tensors = [as_tensor(label, self.name) for label in labels]
+        if (self.free or tensors[0].ndim > 1) and len({tensor.shape for tensor in tensors}) == 1:
+            return torch.stack(tensors)
         if any(tensor.numel() != 1 for tensor in tensors):
             raise DataError(
                 f"The labels in {self.name} have shape {tuple(tensors[0].shape)}; give one whole number for each."
@@ -133,7 +139,11 @@ class DatasetData(Data):
 
 
 def from_dataset(
-    value: Any, name: str, wish: Preprocess | None = None, default: Preprocess | None = None
+    value: Any,
+    name: str,
+    wish: Preprocess | None = None,
+    default: Preprocess | None = None,
+    free: bool = False,
 ) -> DatasetData | None:
     """A map-style dataset, or a DataLoader over one, read by number; None for what has to be gone through in order."""
     collate = None
@@ -142,7 +152,9 @@ def from_dataset(
         collate = None if value.collate_fn is default_collate else value.collate_fn
     else:
         items = value if hasattr(value, "__len__") and hasattr(value, "__getitem__") else None
-    return None if items is None else DatasetData(name, items, collate, class_names(items), wish, default)
+    return (
+        None if items is None else DatasetData(name, items, collate, class_names(items), wish, default, free)
+    )
 
 
 def class_names(items: Any) -> tuple[str, ...] | None:

@@ -42,18 +42,27 @@ def call_factory(spec: str, error: _Error) -> Any:
     weights.  Raises ``error``, with the user's own error as its cause, when the module cannot be imported,
     has no such name, or the factory fails.
     """
+    return _mended(spec, error, call=True)
+
+
+def load_object(spec: str, error: _Error) -> Any:
+    """What ``spec`` names, as it is: a function is not called.  Otherwise as :func:`call_factory`."""
+    return _mended(spec, error, call=False)
+
+
+def _mended(spec: str, error: _Error, call: bool) -> Any:
     left, _, name = spec.rpartition(":")
     try:
-        return _call(left, name, error)
+        return _call(left, name, error, call)
     except RuntimeError as problem:
         if not lacks_operators(problem):
             raise
         # The user's code imports torchvision where its compiled part does not load: mend that, try again.
         importlib.import_module(_SHIM)
-        return _call(left, name, error)
+        return _call(left, name, error, call)
 
 
-def _call(left: str, name: str, error: _Error) -> Any:
+def _call(left: str, name: str, error: _Error, call: bool) -> Any:
     is_file = left.endswith(".py")
     path = Path(left).expanduser()
     if is_file and not path.is_file():
@@ -67,7 +76,7 @@ def _call(left: str, name: str, error: _Error) -> Any:
             public = [word for word in vars(module) if not word.startswith("_")]
             raise error(f"There is no {name!r} in {left}.{nearest(name, public)}")
         value = getattr(module, name)
-        if not callable(value) or isinstance(value, torch.nn.Module):
+        if not call or not callable(value) or isinstance(value, torch.nn.Module):
             return value
         torch.manual_seed(0)  # again: a module that is imported already draws no numbers
         return _attempt(value, f"The factory {name!r} in {left} failed", error)

@@ -19,7 +19,10 @@ from explorer.sources.preprocess import Preprocess
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images (n, C, H, W), or any tensor with the batch first, and labels (n,) int64 or None."""
+    """Images (n, C, H, W), or any tensor with the batch first, and labels (n, ...) or None.
+
+    Labels are classes (n,) int64, maps of classes (n, H, W), or any numbers that a metric compares with.
+    """
 
     images: Tensor
     labels: Tensor | None
@@ -90,6 +93,8 @@ class ArrayData(Data):
     ``images`` is uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, any float (N, ...),
     or integer tokens (N, T).  uint8 images are preprocessed when read, by default only divided by 255;
     floats are given as they are (as float32) unless ``preprocess`` says otherwise; tokens always are.
+    ``labels`` are classes, one for each image or one for each pixel; with ``free`` any numbers (N, ...) that a metric
+    compares with.
     Raises DataError for anything else, for NaN and infinity, and for labels that do not fit.
 
     >>> data = ArrayData("two", torch.zeros(2, 4, 5, dtype=torch.uint8), torch.tensor([1, 0]))
@@ -103,6 +108,7 @@ class ArrayData(Data):
     labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
     preprocess: Preprocess | None = None
+    free: bool = False
     labelled: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,7 +117,7 @@ class ArrayData(Data):
             raise DataError(f"The inputs in {self.name} are tokens, which preprocessing does not apply to.")
         labels = self.labels
         if labels is not None:
-            labels = checked_labels(labels, len(images), self.name, self.classes)
+            labels = checked_labels(labels, len(images), self.name, self.classes, self.free)
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "labelled", labels is not None)
@@ -128,7 +134,8 @@ class ArrayData(Data):
         return Batch(images, None if self.labels is None else self.labels[chosen])
 
     def targets(self) -> Sequence[int] | None:
-        return None if self.labels is None else self.labels.tolist()
+        classes = self.labels is not None and self.labels.ndim == 1 and not self.labels.is_floating_point()
+        return self.labels.tolist() if self.labels is not None and classes else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,8 +248,15 @@ def checked_images(images: Tensor, name: str) -> Tensor:
     raise DataError(f"The images in {name} are {dtype} of shape {shape}; give uint8 (0 to 255) or float.")
 
 
-def checked_labels(labels: Tensor, count: int, name: str, classes: tuple[str, ...] | None) -> Tensor:
-    """The labels (count,) as int64; DataError where they do not fit."""
+def checked_labels(
+    labels: Tensor, count: int, name: str, classes: tuple[str, ...] | None, free: bool = False
+) -> Tensor:
+    """The labels (count,) as int64, maps of classes (count, H, W) too; DataError where they do not fit.
+
+    With ``free`` they may be any numbers (count, ...), those that are not whole as float32.
+    """
+    if free or (labels.ndim > 2 and not labels.is_floating_point()):
+        return _checked_numbers(labels, count, name)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         dtype = str(labels.dtype).removeprefix("torch.")
         raise DataError(f"The labels in {name} are {dtype}; give whole numbers, one for each image.")
@@ -256,6 +270,16 @@ def checked_labels(labels: Tensor, count: int, name: str, classes: tuple[str, ..
         top = f" to {len(classes) - 1}" if classes is not None else " or more"
         raise DataError(f"The labels in {name} run from {low} to {high}; they must be 0{top}.")
     return labels
+
+
+def _checked_numbers(labels: Tensor, count: int, name: str) -> Tensor:
+    if labels.ndim == 0 or len(labels) != count or labels.numel() == 0:
+        raise DataError(
+            f"The labels in {name} have shape {tuple(labels.shape)} for {count:,} images; give one for each."
+        )
+    if labels.is_complex() or not bool(torch.isfinite(labels).all()):
+        raise DataError(f"The labels in {name} must be real numbers without NaN and infinity.")
+    return labels.float() if labels.is_floating_point() else labels.long()
 
 
 def checked_indices(indices: Sequence[int], count: int, name: str) -> list[int]:

@@ -13,12 +13,13 @@ from explorer.study.foreign import Against, ForeignParameters, ForeignTensor, Ou
 from explorer.study.histogram import Histogram, histogram_of
 from explorer.study.jackknife import Influence, Jackknife, Source, jackknife_steps
 from explorer.study.lens import Lens, lens_of
-from explorer.study.measures import MEASURES
+from explorer.study.measures import MEASURES, harm, measures_for
 from explorer.study.metrics import ErrorSums, mean_interval, paired, skewed_interval, wilson
 from explorer.study.numberline import NumberLine, number_line
 from explorer.study.ranges import Resolver, Resolving, by_loss
 from explorer.study.rivals import Rival, rivals
 from explorer.study.rules import RULES
+from explorer.study.scoring import METRICS, Metric, as_metric, check_fit, usual_metric
 from explorer.study.sensitivity import METHODS, Additivity, additivity
 from explorer.study.shown import Drawn, Told, styled
 from explorer.study.sweep import DEFAULT_FORMATS, OWN, TENSOR_CHOICES, Sweep, rows_for, rows_without
@@ -31,6 +32,7 @@ __all__ = [
     "EXCLUDED",
     "MEASURES",
     "METHODS",
+    "METRICS",
     "OWN",
     "RULES",
     "TENSOR_CHOICES",
@@ -58,6 +60,7 @@ __all__ = [
     "Jackknife",
     "LayerReport",
     "Lens",
+    "Metric",
     "NumberLine",
     "Ours",
     "Outcome",
@@ -72,7 +75,9 @@ __all__ = [
     "Trials",
     "additivity",
     "against_of",
+    "as_metric",
     "by_loss",
+    "check_fit",
     "check_steps",
     "compare_steps",
     "curve_steps",
@@ -81,12 +86,14 @@ __all__ = [
     "dynamic_channels",
     "effect",
     "evaluate_steps",
+    "harm",
     "histogram_of",
     "input_channels",
     "jackknife_steps",
     "layer_reports",
     "lens_of",
     "mean_interval",
+    "measures_for",
     "number_line",
     "paired",
     "rivals",
@@ -94,6 +101,7 @@ __all__ = [
     "rows_without",
     "skewed_interval",
     "styled",
+    "usual_metric",
     "weight_channels",
     "wilson",
 ]

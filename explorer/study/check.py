@@ -7,9 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from explorer.errors import SchemeError
 from explorer.study.evaluate import MINIMUM_IMAGES, Evaluation, finite
-from explorer.study.metrics import CONFIDENCE, Interval, paired, sample_size
+from explorer.study.metrics import CONFIDENCE, Interval, mean_sample_size, sample_size
+from explorer.study.scoring import AGREEMENT
 from explorer.study.shown import Told
 
 EXCLUDED, ESTABLISHED, UNDECIDED = "excluded", "established", "undecided"
@@ -27,7 +30,7 @@ class Check(Told):
     """Whether a recipe costs more accuracy than is allowed, on the images so far.
 
     Args:
-        max_drop: what is allowed, as a share: 0.005 is half a point.
+        max_drop: what is allowed, as a share: 0.005 is half a point; of a metric that is no share as a number.
         verdict: ``excluded``, ``established`` or ``undecided``: is the drop larger than that?
         interval: of the difference to float, at ``confidence``; the verdict is read off it.
         confidence: 0.95 at the last look, 0.999 at an early one.
@@ -51,10 +54,12 @@ class Check(Told):
     def sentence(self) -> str:
         """The verdict in words."""
         e = self.evaluation
-        what = "agreement with the float network" if e.agreement else "top-1"
-        drop = f"a drop of more than {100 * self.max_drop:g} points in {what}"
-        low, high = (f"{100 * end:+.2f}" for end in self.interval)
-        found = f"{100 * e.delta:+.2f}, {100 * self.confidence:g}% interval {low} to {high}"
+        what = "agreement with the float network" if e.score_name == AGREEMENT else e.score_name
+        times, points = (100, " points") if e.unit == "%" else (1, "")
+        drop = f"a drop of more than {times * self.max_drop:g}{points} in {what}"
+        shown = "{:+.2f}".format if e.unit == "%" else "{:+.3g}".format
+        low, high = (shown(times * end) for end in self.interval)
+        found = f"{shown(times * e.delta)}, {100 * self.confidence:g}% interval {low} to {high}"
         seen = f"{e.images:,} of {e.total_images:,}" if e.images < e.total_images else f"{e.images:,}"
         if self.verdict == ESTABLISHED:
             return f"On {seen} images {drop} is established ({found})."
@@ -65,7 +70,7 @@ class Check(Told):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, in which infinite numbers are null."""
-        return finite({**asdict(self), "sentence": self.sentence})
+        return finite({**asdict(self), "evaluation": self.evaluation.to_dict(), "sentence": self.sentence})
 
 
 def verdict(interval: Interval, max_drop: float) -> str:
@@ -81,7 +86,7 @@ def verdict(interval: Interval, max_drop: float) -> str:
 
 
 def check_steps(
-    evaluations: Iterable[Evaluation], max_drop: float, minimum: int = MINIMUM_IMAGES
+    evaluations: Iterable[Evaluation], max_drop: float, minimum: int = MINIMUM_IMAGES, unit: str = "%"
 ) -> Iterator[Check]:
     """Check after check while the images are seen; it ends as soon as the drop is established or excluded.
 
@@ -94,11 +99,12 @@ def check_steps(
         evaluations: better and better ones of the recipe.
         max_drop: what is allowed, as a share.
         minimum: no look before so many images.
+        unit: of the metric; where it is not ``%``, a drop is in the metric's own numbers.
 
     Raises:
         SchemeError: for a drop that is no share from 0 to below 1.
     """
-    _check_drop(max_drop)
+    _check_drop(max_drop, unit)
     look = minimum
     for evaluation in evaluations:
         last = evaluation.complete
@@ -113,8 +119,14 @@ def check_steps(
             look *= _APART
 
 
-def _check_drop(max_drop: float) -> None:
+def _check_drop(max_drop: float, unit: str) -> None:
     number = isinstance(max_drop, int | float) and not isinstance(max_drop, bool)
+    if unit != "%":
+        if not number or not 0 <= max_drop < math.inf:
+            raise SchemeError(
+                f"The drop that is allowed must be a number of at least 0, in the metric's unit, not {max_drop!r}."
+            )
+        return
     if not number or not 0 <= max_drop < 1:
         raise SchemeError(
             f"The drop that is allowed must be a share from 0 to below 1 (0.005 is half a point), not {max_drop!r}."
@@ -122,10 +134,14 @@ def _check_drop(max_drop: float) -> None:
 
 
 def _checked(e: Evaluation, max_drop: float, confidence: float, look: bool = True) -> Check:
-    interval = paired(e.won, e.lost, e.images, confidence)
+    interval = e.delta_at(confidence)
     said = verdict(interval, max_drop) if look else UNDECIDED
     needed = None
     if said == UNDECIDED:
-        more = sample_size(e.delta + max_drop, (e.won + e.lost) / e.images)
+        if e.scores:
+            spread = float(np.std(np.array(e.scores) - np.array(e.scores_float)))
+            more = mean_sample_size(e.delta + max_drop, spread)
+        else:
+            more = sample_size(e.delta + max_drop, (e.won + e.lost) / e.images)
         needed = int(more) if e.images < more < math.inf else None
     return Check(max_drop, said, interval, confidence, needed, e)

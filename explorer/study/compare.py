@@ -7,20 +7,27 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from explorer.cost import cost
+import numpy as np
+
+from explorer.cost import Cost, cost
 from explorer.graph import Engine, Plan
 from explorer.recipe import Difference, Recipe
 from explorer.study.evaluate import (
     Flip,
     Flips,
+    Reference,
     ScoreList,
     Scores,
+    binary,
     check_interval,
     finite,
-    right_classes,
+    mean_score,
+    score_change,
     stop_reason,
 )
-from explorer.study.metrics import Interval, mean_interval, paired, sample_size, wilson
+from explorer.study.measures import MEASURES
+from explorer.study.metrics import Interval, mean_interval, mean_sample_size, sample_size
+from explorer.study.scoring import METRICS, Metric
 from explorer.study.shown import Told
 from explorer.study.tasks import Answer, Elsewhere, Examples, Task, answers, counted
 
@@ -31,21 +38,23 @@ class Side:
 
     Args:
         recipe: its digest.
-        top1: share of images classified rightly (0 to 1); without labels, as the float network does.
-        top1_interval: its 95% interval (Wilson).
-        kl: mean divergence from the float network's class distribution, nats.
-        loss: mean cross-entropy, nats; None without labels.
+        top1: the mean score; share of images classified rightly (0 to 1), without labels as the float network does.
+        top1_interval: its 95% interval (Wilson, where scores are 0 or 1).
+        kl: mean divergence from the float network's class distribution, nats; None where there is none.
+        loss: mean cross-entropy, nats; None without labels, and where results are no scores of classes.
         size_bytes: of the stored network.
         bops: bit operations for one image.
+        error: squared error of the result as a share of the float network's.
     """
 
     recipe: str
     top1: float
     top1_interval: Interval
-    kl: float
+    kl: float | None
     loss: float | None
     size_bytes: int
     bops: int
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,15 +67,15 @@ class Comparison(Told):
         available_images: how many the data set has.
         stopped: why it ended, ``narrow enough`` or ``all images``; empty while it runs.
         interval_target: the width of ``delta_interval`` at which it ends before all images are seen.
-        agreement: no labels were known, so that top-1 is the agreement with the float network.
-        delta: difference of top-1.
-        delta_interval: its 95% interval, paired (Tango).
-        won: images that only ``a`` gets right.
-        lost: images that only ``b`` gets right.
+        agreement: the scores are against the float network's results, since no labels were known or by definition.
+        delta: difference of top-1, or of the mean score.
+        delta_interval: its 95% interval, paired (Tango, where scores are 0 or 1).
+        won: images that only ``a`` gets right, or scores better.
+        lost: images that only ``b`` gets right, or scores better.
         won_images: the images that ``won`` counts; ``before`` is the class under ``b``, ``after`` under ``a``.
         lost_images: the images that ``lost`` counts.
-        distinguishable: the interval of the difference of top-1 leaves zero out.
-        kl_delta: difference of the divergences from float, nats.
+        distinguishable: the interval of the difference of scores leaves zero out.
+        kl_delta: difference of the divergences from float, nats; None where there are none.
         kl_interval: its 95% interval, paired.
         loss_delta: difference of the losses, nats; None without labels.
         loss_interval: its 95% interval, paired.
@@ -77,6 +86,11 @@ class Comparison(Told):
             and with a power of 80%; None when no difference was observed.
         images_needed_interval: the same at the ends of ``delta_interval``, the lower number first;
             infinite where the interval holds zero.
+        metric: what is measured, a name in ``METRICS`` or a function's.
+        score_name: what that is called.
+        unit: ``%`` where the score is a share that is shown as a percentage, otherwise nothing.
+        error_delta: difference of the squared errors of the result, as shares of its signal.
+        error_interval: its 95% interval, paired.
     """
 
     model: str
@@ -97,8 +111,8 @@ class Comparison(Told):
     won_images: tuple[Flip, ...]
     lost_images: tuple[Flip, ...]
     distinguishable: bool
-    kl_delta: float
-    kl_interval: Interval
+    kl_delta: float | None
+    kl_interval: Interval | None
     loss_delta: float | None
     loss_interval: Interval | None
     size_delta: int
@@ -107,6 +121,11 @@ class Comparison(Told):
     images_needed: int | None
     images_needed_interval: Interval
     calibration: str = ""
+    metric: str = "top1"
+    score_name: str = "top-1"
+    unit: str = "%"
+    error_delta: float = 0.0
+    error_interval: Interval = (-math.inf, math.inf)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -118,7 +137,7 @@ class Comparison(Told):
         """Whether the two can be told apart, and how many images it would take, in a sentence."""
         if not self.differences:
             return "The two recipes are the same for this network."
-        what = "agreement with the float network" if self.agreement else "top-1"
+        what = self.score_name
         if self.distinguishable:
             better = "higher" if self.delta > 0 else "lower"
             return f"These {self.images:,} images tell the two apart: {what} is {better} under the first."
@@ -157,6 +176,27 @@ def needed(won: int, lost: int, count: int, interval: Interval) -> tuple[int | N
     )
 
 
+def needed_by_scores(difference: np.ndarray, interval: Interval) -> tuple[int | None, Interval]:
+    """As :func:`needed`, from the differences of scores of any kind.
+
+    >>> needed_by_scores(np.array([-0.2, 0.1, -0.2, 0.0]), (-0.2, 0.05))
+    (32, (5.0, inf))
+    """
+    spread = float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
+    found = mean_sample_size(float(difference.mean()), spread)
+    ends = [abs(end) for end in interval]
+    least = 0.0 if interval[0] <= 0 <= interval[1] else min(ends)
+    low = mean_sample_size(max(ends), spread) if math.isfinite(max(ends)) else 0.0
+    return (int(found) if math.isfinite(found) else None), (low, mean_sample_size(least, spread))
+
+
+def needed_for(one: np.ndarray, other: np.ndarray, interval: Interval) -> tuple[int | None, Interval]:
+    """How many images would show the observed difference of two sets of scores ``(images,)``."""
+    if binary(one) and binary(other):
+        return needed(int((one > other).sum()), int((one < other).sum()), len(one), interval)
+    return needed_by_scores(one - other, interval)
+
+
 @dataclass(frozen=True, eq=False)
 class Compared(Answer):
     """Two recipes on one batch: each image's scores under either, and the flips from the second to the first."""
@@ -172,18 +212,21 @@ class Compare(Task[Compared]):
     Args:
         plans: the two worked out.
         floats: the float network worked out.
+        metric: what is measured.
     """
 
     plans: tuple[Plan, Plan]
     floats: Plan
+    metric: Metric = METRICS["top1"]
 
     def answer(self, engine: Engine, examples: Examples) -> Compared:
         output = engine.graph.output
-        reference = engine.run(self.floats, examples.batch)[output]
+        plain = engine.run(self.floats, examples.batch)[output]
+        reference = Reference(plain, examples.labels, self.metric, examples.where)
         first, second = (engine.run(plan, examples.batch)[output] for plan in self.plans)
-        one, other = (Scores.of(result, reference, examples.labels) for result in (first, second))
+        one, other = reference.scores(first), reference.scores(second)
         flips = Flips()
-        flips.add(examples, second, first, right_classes(reference, examples.labels))
+        flips.add(examples, second, first, other.score, one.score, self.metric.classes)
         return Compared(examples.indices, examples.labels is not None, (one, other), flips)
 
 
@@ -200,6 +243,7 @@ def compare_steps(
     calibration: str = "",
     interval: float | None = None,
     elsewhere: Elsewhere | None = None,
+    metric: Metric = METRICS["top1"],
 ) -> Iterator[Comparison]:
     """Sharper and sharper comparisons of two recipes, one after each batch.
 
@@ -216,39 +260,34 @@ def compare_steps(
         calibration: a text to report.
         interval: stop when the 95% interval of the paired difference is as narrow as this.
         elsewhere: who computes; None: this process.
+        metric: what is measured.
 
     Raises:
-        DataError: for images that cannot be read, labels beyond the classes, or when there is no image.
+        DataError: for images that cannot be read, labels that do not fit the results, or when there is no image.
+        MetricError: for a metric that fails.
     """
-    check_interval(interval)
+    check_interval(interval, metric.unit)
     costs = [cost(engine.graph, recipe) for recipe in recipes]
     names = [layer.name for layer in engine.graph.layers if layer.quantizable]
     differences = recipes[1].diff(recipes[0], names)
     seen, flips = (ScoreList(), ScoreList()), Flips()
     agreement = False
-    found = answers(engine, batches, Compare(plans, floats), total, elsewhere)
+    found = answers(engine, batches, Compare(plans, floats, metric), total, elsewhere)
     for answer in counted(found, total):
-        agreement = agreement or not answer.labelled
+        agreement = agreement or metric.compared(answer.labelled)
         for scores, more in zip(seen, answer.scores, strict=True):
             scores.append(more)
         flips.extend(answer.flips)
         one, other = (scores.all for scores in seen)
-        images = len(one.right)
-        won, lost = len(flips.won), len(flips.lost)
-        difference = paired(won, lost, images)
-        images_needed, images_needed_interval = needed(won, lost, images, difference)
+        images = len(one)
+        delta, difference = score_change(one.score, other.score)
+        images_needed, images_needed_interval = needed_for(one.score, other.score, difference)
         sides = [
-            Side(
-                recipe.digest,
-                float(scores.right.mean()),
-                wilson(int(scores.right.sum()), images),
-                float(scores.kl.mean()),
-                None if agreement else float(scores.loss.mean()),
-                each.size,
-                each.bops,
-            )
+            _side(recipe, scores, each, metric, agreement)
             for recipe, scores, each in zip(recipes, (one, other), costs, strict=True)
         ]
+        error_delta, error_interval = MEASURES["error"].difference(one, other)
+        labelled = metric.classes and not agreement
         stopped = stop_reason(difference, interval, images, total)
         yield Comparison(
             model=model,
@@ -262,23 +301,42 @@ def compare_steps(
             stopped=stopped,
             interval_target=interval,
             agreement=agreement,
-            delta=(won - lost) / images,
+            delta=delta,
             delta_interval=difference,
-            won=won,
-            lost=lost,
+            won=int((one.score > other.score).sum()),
+            lost=int((one.score < other.score).sum()),
             won_images=tuple(flips.won),
             lost_images=tuple(flips.lost),
             distinguishable=not difference[0] <= 0 <= difference[1],
-            kl_delta=sides[0].kl - sides[1].kl,
-            kl_interval=mean_interval(one.kl - other.kl),
-            loss_delta=None if agreement else float((one.loss - other.loss).mean()),
-            loss_interval=None if agreement else mean_interval(one.loss - other.loss),
+            kl_delta=float(one.kl.mean()) - float(other.kl.mean()) if metric.classes else None,
+            kl_interval=mean_interval(one.kl - other.kl) if metric.classes else None,
+            loss_delta=float((one.loss - other.loss).mean()) if labelled else None,
+            loss_interval=mean_interval(one.loss - other.loss) if labelled else None,
             size_delta=costs[0].size - costs[1].size,
             bops_delta=costs[0].bops - costs[1].bops,
             differences=differences,
             images_needed=images_needed,
             images_needed_interval=images_needed_interval,
             calibration=calibration,
+            metric=metric.name,
+            score_name=metric.called(agreement),
+            unit=metric.unit,
+            error_delta=error_delta,
+            error_interval=error_interval,
         )
         if stopped:
             return
+
+
+def _side(recipe: Recipe, scores: Scores, costs: Cost, metric: Metric, agreement: bool) -> Side:
+    score, interval = mean_score(scores.score)
+    return Side(
+        recipe=recipe.digest,
+        top1=score,
+        top1_interval=interval,
+        kl=float(scores.kl.mean()) if metric.classes else None,
+        loss=float(scores.loss.mean()) if metric.classes and not agreement else None,
+        size_bytes=costs.size,
+        bops=costs.bops,
+        error=MEASURES["error"].estimate(scores)[0],
+    )

@@ -30,9 +30,10 @@ from explorer.graph.fakequant import quantize_activation
 from explorer.recipe import LayerConfig, Recipe, TensorScheme
 from explorer.study.channels import least_of
 from explorer.study.evaluate import Examples, ScoreList, finite, weight_sums
-from explorer.study.measures import MEASURES
+from explorer.study.measures import MEASURES, harm
 from explorer.study.metrics import ErrorSums, Interval
 from explorer.study.rules import RULES, Facts, groups_of, shape_of
+from explorer.study.scoring import METRICS, Metric
 from explorer.study.shown import Told
 from explorer.study.sweep import Tries
 from explorer.study.tasks import Divisible, Elsewhere, divided
@@ -61,11 +62,15 @@ class Finding:
         output_before: SQNR of the layer's own output, its input being the float network's, dB; None for several.
         output_after: with the change.
         size_delta: bytes that the stored network grows by.
-        kl_delta: divergence from float with the change minus without, nats; less is better; None before it is tried.
+        kl_delta: divergence from float with the change minus without, nats; less is better; None before it is tried,
+            and where results are no scores of classes.
         kl_interval: its 95% interval, paired.
-        top1_delta: share of images classified rightly with the change minus without.
-        top1_interval: its 95% interval, paired (Tango).
+        top1_delta: share of images classified rightly, or mean score, with the change minus without.
+        top1_interval: its 95% interval, paired.
         images: how many evaluation images the last four are from.
+        error_delta: where results are no scores of classes, their squared error as a share of the float network's
+            result, with the change minus without; less is better.
+        error_interval: its 95% interval, paired.
     """
 
     rules: tuple[str, ...]
@@ -84,6 +89,18 @@ class Finding:
     top1_delta: float | None = None
     top1_interval: Interval = NOT_YET
     images: int = 0
+    error_delta: float | None = None
+    error_interval: Interval = NOT_YET
+
+    @property
+    def harm_delta(self) -> float | None:
+        """``kl_delta``, or ``error_delta`` where there is no divergence; None before the change is tried."""
+        return self.error_delta if self.kl_delta is None else self.kl_delta
+
+    @property
+    def harm_interval(self) -> Interval:
+        """The 95% interval of ``harm_delta``."""
+        return self.error_interval if self.kl_delta is None else self.kl_interval
 
     @property
     def name(self) -> str:
@@ -93,10 +110,10 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """``helps``, ``hurts``, ``no difference seen`` or ``not tried``, by the interval of the divergence."""
-        if self.kl_delta is None:
+        """``helps``, ``hurts``, ``no difference seen`` or ``not tried``, by the interval of ``harm_delta``."""
+        if self.harm_delta is None:
             return "not tried"
-        low, high = self.kl_interval
+        low, high = self.harm_interval
         if high < 0:
             return "helps"
         return "hurts" if low > 0 else "no difference seen"
@@ -134,7 +151,7 @@ class Diagnosis(Told):
     Args:
         findings: tried ones by their effect on the divergence, then those not tried yet by that on the layer's output.
         kl: mean divergence of the recipe from the float network, nats; None before the first batch.
-        top1: share of images classified rightly; without labels, as the float network does.
+        top1: share of images classified rightly, or mean score; without labels, as the float network does.
         top1_float: the float network's.
         tensors: how many quantized tensors the rules have looked at.
         looked: how many calibration images they have seen.
@@ -142,7 +159,9 @@ class Diagnosis(Told):
         total_images: how many they will be tried on at most.
         tried: how many of the findings are done.
         complete: whether all are.
-        agreement: no labels were known, so that top-1 is the agreement with the float network.
+        agreement: the scores are against the float network's results, since no labels were known or by definition.
+        error: where results are no scores of classes, their squared error as a share of the float network's result.
+        score_name: what ``top1`` is called, for example ``top-1`` or ``agreement with float``.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -156,6 +175,8 @@ class Diagnosis(Told):
     tried: int = 0
     complete: bool = False
     agreement: bool = False
+    error: float | None = None
+    score_name: str = "top-1"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, in which infinite numbers are null."""
@@ -175,6 +196,7 @@ class Patient:
         total: how many evaluation images changes are tried on.
         recipe: the one that is diagnosed.
         elsewhere: who tries changes on the network; None: this process.
+        metric: what the network is measured by.
     """
 
     engine: Engine
@@ -185,6 +207,7 @@ class Patient:
     total: int
     recipe: Recipe
     elsewhere: Elsewhere | None = None
+    metric: Metric = METRICS["top1"]
 
     @property
     def layers(self) -> list[Layer]:
@@ -484,8 +507,8 @@ def _local_effects(patient: Patient, findings: Sequence[Finding], seen: Mapping[
 
 def _order(finding: Finding) -> tuple[float, float]:
     """Tried ones by their effect, the best first; the others by what the layer's own output gains, all layers first."""
-    if finding.kl_delta is not None:
-        return 0.0, finding.kl_delta
+    if finding.harm_delta is not None:
+        return 0.0, finding.harm_delta
     if finding.output_after is None or finding.output_before is None:
         return 1.0, -math.inf
     return 1.0, finding.output_before - finding.output_after
@@ -495,19 +518,15 @@ def _sorted(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=_order))
 
 
-def _tried(finding: Finding, base: ScoreList, scores: ScoreList) -> Finding:
+def _tried(finding: Finding, base: ScoreList, scores: ScoreList, metric: Metric) -> Finding:
     """A finding with what its change does to the network."""
     before, after = base.all, scores.all
-    kl, kl_interval = MEASURES["kl"].difference(after, before)
-    drop, (low, high) = MEASURES["top1"].difference(after, before)
-    return replace(
-        finding,
-        kl_delta=kl,
-        kl_interval=kl_interval,
-        top1_delta=-drop + 0.0,
-        top1_interval=(-high, -low),
-        images=len(after.kl),
-    )
+    delta, interval = MEASURES[harm(metric)].difference(after, before)
+    drop, (low, high) = MEASURES["score"].difference(after, before)
+    found = replace(finding, top1_delta=-drop + 0.0, top1_interval=(-high, -low), images=len(after))
+    if metric.classes:
+        return replace(found, kl_delta=delta, kl_interval=interval)
+    return replace(found, error_delta=delta, error_interval=interval)
 
 
 def diagnosis_steps(patient: Patient) -> Iterator[Diagnosis]:
@@ -528,31 +547,35 @@ def _try(patient: Patient, found: Diagnosis) -> Iterator[Diagnosis]:
     current = list(found.findings)
     base, scores = ScoreList(), [ScoreList() for _ in current]
     plain, open_ones = patient.plan(patient.recipe), list(range(len(current)))
+    metric = patient.metric
 
     @cache
     def worked_out(at: int) -> Plan:
         return patient.plan(current[at].apply(patient.recipe))
 
     def task(tried: Sequence[int]) -> Tries:
-        return Tries(patient.floats, plain, ((at, worked_out(at)) for at in tried), strict=True)
+        plans = ((at, worked_out(at)) for at in tried)
+        return Tries(patient.floats, plain, plans, strict=True, metric=metric)
 
     question = Divisible(lambda: open_ones, task)
     batches = patient.batches(patient.total)
     for answer in divided(patient.engine, batches, question, patient.total, patient.elsewhere):
-        found = replace(found, agreement=found.agreement or not answer.labelled)
+        agreement = found.agreement or metric.compared(answer.labelled)
+        found = replace(found, agreement=agreement, score_name=metric.called(agreement))
         base.append(answer.base)
         seen = base.all
         found = replace(
             found,
-            kl=float(seen.kl.mean()),
-            top1=float(seen.right.mean()),
-            top1_float=float(seen.right_float.mean()),
-            images=len(seen.kl),
+            kl=float(seen.kl.mean()) if metric.classes else None,
+            error=None if metric.classes else MEASURES["error"].estimate(seen)[0],
+            top1=float(seen.score.mean()),
+            top1_float=float(seen.score_float.mean()),
+            images=len(seen),
         )
         for at, more in answer.pieces:
             scores[at].append(more)
-            current[at] = _tried(current[at], base, scores[at])
-            if found.images == len(scores[at].all.kl) == len(answer.indices):
+            current[at] = _tried(current[at], base, scores[at], metric)
+            if found.images == len(scores[at].all) == len(answer.indices):
                 yield replace(found, findings=_sorted(current))
         ended = found.images >= patient.total
         still = [] if ended else [at for at in open_ones if not _clear(current[at])]
@@ -565,5 +588,5 @@ def _try(patient: Patient, found: Diagnosis) -> Iterator[Diagnosis]:
 
 def _clear(finding: Finding) -> bool:
     """Whether more images would not change the verdict."""
-    low, high = finding.kl_interval
+    low, high = finding.harm_interval
     return finding.images >= ENOUGH and not low <= 0 <= high

@@ -5,8 +5,9 @@ Jacobian of what follows.  The Kullback-Leibler divergence of a small change d o
 d' F d / 2 with the Fisher matrix F of the class distribution, so the gradient of one scalar for each image,
 a random square root of F applied to the scores, gives an unbiased estimate for every row of every layer at
 once.  Rows whose step is too large for that are run through what follows on a few images: a secant in place of
-the tangent.  Images are drawn where the network is unsure, since there it can change its mind, and weighted so that
-the estimate stays unbiased.
+the tangent.  Where results are no scores of classes the squared error of the result takes the divergence's place: the
+metric is the identity instead of F (plain Gauss-Newton), and its random square root a vector of signs.  Images are
+drawn where the network is unsure, since there it can change its mind, and weighted so that the estimate stays unbiased.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from torch import Tensor
 
 from explorer.graph import Batch
 from explorer.hand import HAND
-from explorer.study.evaluate import Examples, Reference, ScoreList, Scores, readable
+from explorer.study.evaluate import Examples, ScoreList, Scores, readable
 from explorer.study.local import energy, output_steps
-from explorer.study.measures import energy_ratio_db
+from explorer.study.measures import MEASURES, energy_ratio_db, harm
+from explorer.study.scoring import Metric, cross_entropies
 from explorer.study.sweep import EXACT, Board, Sweep, starts
 
 INSTANT = "instant"
@@ -34,8 +36,8 @@ INSTANT = "instant"
 _SHARE = 1 / 64
 # How many images are looked at for each one that is drawn.
 _POOL = 4
-# A divergence, nats, above which a step is too large for the expansion.
-_LARGE = 3e-3
+# A divergence, nats, above which a step is too large for the expansion; the same of a squared error, as a share.
+_LARGE, _LARGE_ERROR = 3e-3, 1e-2
 # The part of the draw that does not look at how sure the network is: bounds the weights.
 _EVEN = 0.2
 _MOST, _LEAST = 384, 40
@@ -121,7 +123,7 @@ def sample_size(sweep: Sweep) -> tuple[int, int]:
     macs = max(1, sum(layer.macs for layer in sweep.engine.graph.layers))
     # With few layers the order of each pair counts and nothing averages out, and running every row through what
     # follows costs no more than expanding it; in a tiny network everything is cheap.
-    run_all = layers <= _FEW_LAYERS or rows * total * macs / 2 <= _WORK
+    run_all = layers <= _FEW_LAYERS or rows * total * macs / 2 <= _WORK or not sweep.expandable
     each = _POOL + rows / 2 if run_all else _POOL + 3 + rows / layers + 0.09 * rows
     count = max(_LEAST, min(_MOST, int(rows * total * _SHARE / each)), int(_WORK / (each * macs)))
     count = min(total, count)
@@ -155,8 +157,11 @@ def _unsure(sweep: Sweep, pool: int) -> np.ndarray:
         sweep.engine.run(sweep.floats, sweep.checked(found).batch, keep=False)[output]
         for found in sweep.batches(pool)
     ]
+    if not sweep.metric.classes:
+        # No image is known to tell more than another: all are as likely to be drawn.
+        return np.zeros(sum(len(result) for result in results))
     chances = torch.cat(results).double().softmax(1)
-    return (chances * (1 - chances)).sum(1).numpy()
+    return (chances * (1 - chances)).flatten(1).sum(1).numpy()
 
 
 def _tangents(sweep: Sweep, board: Board, draw: Draw, pool: int) -> list[int]:
@@ -171,11 +176,13 @@ def _tangents(sweep: Sweep, board: Board, draw: Draw, pool: int) -> list[int]:
         scores = Scores.join([tangent.scores[index] for tangent in tangents])
         energies = np.concatenate([tangent.energies[index] for tangent in tangents], axis=1)
         board.output_sqnr[index] = energy_ratio_db(*(energies * draw.weights))[0]
-        divergence = float((scores.kl * draw.weights).mean())
-        if math.isfinite(divergence):
+        damage, most = MEASURES[harm(sweep.metric)].weighted(scores, draw.weights)[0], _LARGE_ERROR
+        if sweep.metric.classes:
+            most = _LARGE
+        if math.isfinite(damage):
             board.put(index, INSTANT, sweep.goal.weighted(scores, draw.weights), len(draw.places))
         # An error without any effect has met an operator whose gradient says nothing (a rounding, a step).
-        if not divergence <= _LARGE or (divergence == 0 and energies[1].any()):
+        if not damage <= most or (damage == 0 and energies[1].any()):
             large.append(index)
     return large
 
@@ -186,7 +193,7 @@ def _secants(sweep: Sweep, board: Board, draw: Draw, pool: int, rows: list[int])
     plans = {index: sweep.plan(sweep.rows[index].recipe) for index in rows}
     parts: dict[int, ScoreList] = defaultdict(ScoreList)
     for found in draw.examples(sweep.batches(pool), engine.batch_size()):
-        reference = Reference(starts(sweep.engine, sweep.floats, found.batch), found.labels)
+        reference = sweep.reference(starts(sweep.engine, sweep.floats, found.batch), found)
         for index in rows:
             result = engine.run(plans[index], found.batch, keep=False)[output]
             if board.reason[index]:
@@ -218,7 +225,7 @@ def _tangent(sweep: Sweep, examples: Examples, seed: int) -> _Tangent | None:
     try:
         values = _forward(sweep, examples.batch, set(rows))
         result = values[graph.output]
-        directions = _directions(sweep.measure, result.detach(), examples.labels, seed)
+        directions = _directions(sweep.measure, result.detach(), examples.labels, sweep.metric, seed)
         nodes = [name for name in rows if values[name].requires_grad]
         gradients = [
             torch.autograd.grad(result, [values[n] for n in nodes], d, retain_graph=True, allow_unused=True)
@@ -228,7 +235,7 @@ def _tangent(sweep: Sweep, examples: Examples, seed: int) -> _Tangent | None:
         return None
     scores: dict[int, Scores] = {}
     energies: dict[int, np.ndarray] = {}
-    facts = _Facts.of(result.detach(), examples.labels)
+    facts = _Facts.of(sweep, result.detach(), examples)
     plain = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
     with torch.no_grad():
         for place, name in enumerate(nodes):
@@ -280,19 +287,42 @@ def _forward(sweep: Sweep, batch: Batch, wanted: set[str]) -> dict[str, Any]:
     return values
 
 
-def _directions(measure: str, result: Tensor, labels: Tensor | None, seed: int) -> dict[str, Tensor]:
-    """What the class scores (images, classes) are multiplied by before the backward pass, by purpose."""
+def _directions(
+    measure: str, result: Tensor, labels: Tensor | None, metric: Metric, seed: int
+) -> dict[str, Tensor]:
+    """What the results (images, ...) are multiplied by before the backward pass, by purpose."""
     generator = torch.Generator().manual_seed(seed)
-    found = {"fisher": _fisher_root(result.double().softmax(1), generator)}
-    if measure == "loss" and labels is not None:
-        found["loss"] = result.double().softmax(1) - torch.nn.functional.one_hot(labels, result.shape[1])
-    if measure == "sqnr":
+    found = {}
+    if metric.classes:
+        chances = result.double().softmax(1)
+        root = _fisher_root if result.ndim == 2 else _pixel_roots
+        found["fisher"] = root(chances, generator)
+        if measure == "loss" and labels is not None:
+            found["loss"] = _loss_gradient(result, labels)
+    if measure in ("sqnr", "error") or not metric.classes:
         found["energy"] = _signs(result.shape, generator)
-    if measure == "top1":
+    if measure in ("top1", "score") and metric.is_top1:
         first, second = result.topk(2, 1).indices.T
         eye = torch.eye(result.shape[1], dtype=torch.float64)
         found["margin"] = eye[first] - eye[second]
     return {name: direction.to(result.dtype) for name, direction in found.items()}
+
+
+def _loss_gradient(result: Tensor, labels: Tensor) -> Tensor:
+    """Of each image's cross-entropy with respect to its class scores."""
+    scores = result.double().requires_grad_()
+    with torch.enable_grad():
+        total = cross_entropies(scores.log_softmax(1), labels).sum()
+    return torch.autograd.grad(total, scores)[0]
+
+
+def _pixel_roots(chances: Tensor, generator: torch.Generator) -> Tensor:
+    """The same as :func:`_fisher_root` for the mean divergence of an image's pixels, (images, classes, ...).
+
+    Of each pixel ``sqrt(p) s - p (sqrt(p)' s)`` with random signs s: there are too many for eigenvectors.
+    """
+    part = chances.sqrt() * _signs(chances.shape, generator)
+    return (part - chances * part.sum(1, keepdim=True)) / math.sqrt(chances[0, 0].numel())
 
 
 def _signs(shape: Iterable[int], generator: torch.Generator) -> Tensor:
@@ -331,9 +361,11 @@ class _Facts:
     margin: np.ndarray
 
     @staticmethod
-    def of(result: Tensor, labels: Tensor | None) -> _Facts:
-        scores = Scores.of(result, result, labels)
-        best = result.double().topk(2, 1)
+    def of(sweep: Sweep, result: Tensor, examples: Examples) -> _Facts:
+        scores = sweep.reference(result, examples).scores(result)
+        if not sweep.metric.is_top1:
+            return _Facts(scores, np.empty(0), np.empty(0))
+        labels, best = examples.labels, result.double().topk(2, 1)
         target = best.indices[:, 0] if labels is None else labels
         second = (best.indices[:, 1] == target).double()
         return _Facts(scores, second.numpy(), (best.values[:, 0] - best.values[:, 1]).numpy())
@@ -341,20 +373,22 @@ class _Facts:
     @property
     def unpredictable(self) -> Scores:
         """Of an error that is infinite or NaN, which is no small step."""
-        return replace(self.float_scores, kl=np.full_like(self.float_scores.kl, math.inf))
+        endless = np.full_like(self.float_scores.kl, math.inf)
+        return replace(self.float_scores, kl=endless, noise=endless)
 
     def predict(self, moves: dict[str, np.ndarray]) -> Scores:
         base = self.float_scores
-        kl = moves["fisher"] ** 2 / 2
-        scores = replace(base, kl=kl)
+        scores = base
+        if "fisher" in moves:
+            scores = replace(scores, kl=moves["fisher"] ** 2 / 2)
         if "loss" in moves:
-            scores = replace(scores, loss=base.loss_float + moves["loss"] + kl)
+            scores = replace(scores, loss=base.loss_float + moves["loss"] + scores.kl)
         if "energy" in moves:
             scores = replace(scores, noise=moves["energy"] ** 2)
         if "margin" in moves:
             # As if the margins' moves were normal around zero: every image near the border tells something.
             spread = math.sqrt(float(np.mean(moves["margin"] ** 2))) or 1e-300
             change = special.ndtr(-self.margin / spread)
-            right = base.right_float + change * (self.second_right - base.right_float)
-            scores = replace(scores, right=right)
+            right = base.score_float + change * (self.second_right - base.score_float)
+            scores = replace(scores, score=right)
         return scores

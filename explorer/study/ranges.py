@@ -6,7 +6,8 @@ full range, all others being as they stand, and takes the one under which the cr
 images is least; a second round tries the neighbours.  A step is taken only where it lowers the loss, so the
 result is never worse than its start on these images.  On the engine a try costs what lies behind its tensor.
 
-The classes that count are the labels; where the images have none, the float network's class distribution.
+The classes that count are the labels; where the images have none, the float network's class distribution.  Where
+results are no scores of classes the loss is their squared error, as a share of the float network's result.
 Source: Nahshan et al., "Loss aware post-training quantization" (2019), arXiv:1911.07190, for the loss as the
 objective of ranges and for starting from those of least error.
 """
@@ -21,6 +22,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from explorer.calibrate import NETWORK
@@ -30,7 +32,8 @@ from explorer.graph.engine import environment
 from explorer.graph.ir import digest, tensor_digest
 from explorer.graph.moments import NO_IMAGES
 from explorer.recipe import Recipe, TensorScheme
-from explorer.study.evaluate import Examples, check_labels
+from explorer.study.evaluate import Examples
+from explorer.study.scoring import METRICS, Metric, check_classes, class_rows, cross_entropies, image_means
 from explorer.tensor import fit_tensor
 
 # The loss is taken on the first so many calibration images.
@@ -50,7 +53,8 @@ class Resolving:
     Args:
         done: tensors that are settled.
         total: tensors in all, each counted once a round.
-        loss: the least cross-entropy so far, nats; None before it is known, and where no recipe asks for it.
+        loss: the least cross-entropy so far, nats, or squared error, as a share; None before it is
+            known, and where no recipe asks for it.
         recipe: the recipe with what has been found so far; None before there is any.
     """
 
@@ -92,12 +96,14 @@ class Resolver:
         floats: the float network worked out.
         calibration: finds the ranges of all other tensors.
         batches: gives the first so many calibration images, batch by batch.
+        metric: says whether results are scores of classes.
     """
 
     engine: Engine
     floats: Plan
     calibration: Calibration
     batches: Callable[[int], Iterator[Examples]]
+    metric: Metric = METRICS["top1"]
     _found: dict[str, tuple[float, ...]] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
 
@@ -165,6 +171,7 @@ class Resolver:
             graph.digest,
             self.calibration.key,
             str((IMAGES, FACTORS, NEIGHBOURS)),
+            *([] if self.metric.classes else ["error"]),
         ]
         for layer in graph.layer_at.values():
             config = recipe.config(layer.name)
@@ -191,7 +198,7 @@ class Resolver:
                 sums.append(term)
                 yield Resolving(done, total, loss if math.isfinite(loss) else None, recipe)
             losses, counts = zip(*sums, strict=True)
-            return math.fsum(losses) / sum(counts)
+            return math.fsum(losses) / (math.fsum(counts) or 1.0)
 
         loss = yield from look(recipe, True)
         for round in range(2):
@@ -231,23 +238,34 @@ class Resolver:
 
         return float((scale("mse") / scale("minmax")).median())
 
-    def _losses(self, recipe: Recipe, keep: bool) -> Iterator[tuple[float, int]]:
-        """The sum of the losses of each batch, and how many images it has."""
+    def _losses(self, recipe: Recipe, keep: bool) -> Iterator[tuple[float, float]]:
+        """The sum of the losses of each batch, and what it is a share of: the images, or the signal."""
         graph, calibration = self.engine.graph, self.calibration
         worked_out = plan(graph, recipe, calibration.params, calibration.weight_params)
         seen = 0
         for examples in self.batches(IMAGES):
-            result = self.engine.run(worked_out, examples.batch, keep=keep)[graph.output].double()
-            if examples.labels is None:
-                floats = self.engine.run(self.floats, examples.batch)[graph.output].double()
-                target = floats.softmax(1)
-            else:
-                check_labels(examples.labels, result.shape[1])
-                target = examples.labels
+            result = self.engine.run(worked_out, examples.batch, keep=keep)[graph.output].double().cpu()
             seen += len(result)
-            yield float(F.cross_entropy(result, target, reduction="sum")), len(result)
+            labelled = self.metric.classes and examples.labels is not None
+            floats = None if labelled else self.engine.run(self.floats, examples.batch)[graph.output]
+            if floats is not None and not self.metric.classes:
+                floats = floats.double().cpu()
+                yield float((result - floats).square().sum()), float(floats.square().sum())
+            else:
+                yield _cross_entropy(result, examples.labels, floats), len(result)
         if not seen:
             raise DataError(NO_IMAGES)
+
+
+def _cross_entropy(result: Tensor, labels: Tensor | None, floats: Tensor | None) -> float:
+    """The sum over images against labels or, without, against the float network's class distribution."""
+    log_q = F.log_softmax(result, 1)
+    if labels is not None:
+        check_classes(labels, result)
+        return float(cross_entropies(log_q, labels).sum())
+    assert floats is not None
+    each = -(class_rows(floats.double().cpu()).softmax(1) * class_rows(log_q)).sum(1)
+    return float(image_means(each, len(result)).sum())
 
 
 def _objective(share: float) -> str:

@@ -90,7 +90,7 @@ def _exact(
             estimate: Estimate = (
                 sweep.goal.estimate(scores) if base is None else sweep.goal.difference(base_parts.all, scores)
             )
-            board.put(index, method, estimate, len(scores.kl))
+            board.put(index, method, estimate, len(scores))
         fresh.clear()
 
     def table() -> pd.DataFrame:
@@ -176,7 +176,7 @@ class Method:
 
     help: str
     steps: Callable[[Sweep], Iterator[pd.DataFrame]]
-    measures: tuple[str, ...] = ("kl", "loss", "top1", "sqnr")
+    measures: tuple[str, ...] = ("kl", "loss", "top1", "sqnr", "error", "score")
     formats: bool = True
 
 
@@ -241,10 +241,8 @@ def additivity(sweep: Sweep, method: str) -> Additivity:
     output = engine.graph.output
     scores = Scores.join(
         [
-            Scores.of(
-                engine.run(whole, examples.batch)[output],
-                engine.run(sweep.floats, examples.batch)[output],
-                examples.labels,
+            sweep.reference(engine.run(sweep.floats, examples.batch)[output], examples).scores(
+                engine.run(whole, examples.batch)[output]
             )
             for examples in sweep.batches(sweep.total)
         ]
@@ -253,5 +251,5 @@ def additivity(sweep: Sweep, method: str) -> Additivity:
     values = table["value"].to_numpy(dtype=float)
     shares = tuple(zip(table["layer"], values.tolist(), strict=True))
     return Additivity(
-        sweep.measure, method, sweep.goal.total(values), measured, interval, len(scores.kl), shares
+        sweep.measure, method, sweep.goal.total(values), measured, interval, len(scores), shares
     )

@@ -18,8 +18,9 @@ from explorer.formats import FORMATS
 from explorer.graph import Batch, Calibration, Engine, Layer, Plan, plan
 from explorer.recipe import Recipe, TensorScheme
 from explorer.study.evaluate import Reference, Scores, readable
-from explorer.study.measures import MEASURES, Estimate, Measure
+from explorer.study.measures import MEASURES, Estimate, Measure, check_measure
 from explorer.study.ranges import Resolver
+from explorer.study.scoring import METRICS, Metric
 from explorer.study.tasks import Divisible, Elsewhere, Examples, Pieces, Task, divided
 
 TENSOR_CHOICES: dict[str, str] = {
@@ -33,6 +34,7 @@ OWN = "recipe"
 EXACT = "exact"
 # Why a row has no number.
 UNREADABLE = "class scores are infinite or NaN: values beyond the format's range became infinity"
+UNREADABLE_RESULT = UNREADABLE.replace("class scores", "results")
 # A table is shown after so many times the time that making it took.
 _SELDOM = 20
 T = TypeVar("T")
@@ -123,13 +125,15 @@ class Tries(Task[Pieces]):
         floats: the float network worked out.
         base: what each is compared with; None: the float network, which costs nothing.
         plans: the networks by number, in the order in which they are run; worked out when their turn comes.
-        strict: refuse class scores that are not readable.
+        strict: refuse results that are not readable.
+        metric: what is measured.
     """
 
     floats: Plan
     base: Plan | None
     plans: Iterable[tuple[int, Plan]]
     strict: bool = False
+    metric: Metric = METRICS["top1"]
 
     def settled(self) -> Tries:
         return replace(self, plans=tuple(self.plans))
@@ -138,7 +142,7 @@ class Tries(Task[Pieces]):
         batch = examples.batch
         # What every row starts from: kept, while this batch lasts.
         result = starts(engine, self.floats, batch, self.base is None)
-        reference, base = Reference(result, examples.labels), None
+        reference, base = Reference(result, examples.labels, self.metric, examples.where), None
         if self.base is not None:
             base = reference.scores(starts(engine, self.base, batch))
         pieces = self._pieces(engine, batch, reference)
@@ -170,6 +174,7 @@ class Sweep:
         tensor: what of each layer is quantized.
         recipe: the present recipe.
         elsewhere: who computes exact rows; None: this process.
+        metric: what the network is measured by.
     """
 
     engine: Engine
@@ -183,15 +188,26 @@ class Sweep:
     tensor: str
     recipe: Recipe
     elsewhere: Elsewhere | None = None
+    metric: Metric = METRICS["top1"]
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise SchemeError(unknown("measure", self.measure, MEASURES))
+        check_measure(self.measure, self.metric)
 
     @property
     def goal(self) -> Measure:
         """The measure itself."""
         return MEASURES[self.measure]
+
+    @property
+    def expandable(self) -> bool:
+        """Whether small steps tell the measure: of a score other than top-1's they do not."""
+        return self.measure != "score" or self.metric.is_top1
+
+    def reference(self, result: Tensor, examples: Examples) -> Reference:
+        """What results are scored against, from the float network's."""
+        return Reference(result, examples.labels, self.metric, examples.where)
 
     def plan(self, recipe: Recipe) -> Plan:
         """A recipe worked out, its static ranges fitted."""
@@ -212,7 +228,9 @@ class Sweep:
             return self.plan(self.rows[index].recipe)
 
         def task(rows: Sequence[int]) -> Tries:
-            return Tries(self.floats, base, ((index, worked_out(index)) for index in rows))
+            return Tries(
+                self.floats, base, ((index, worked_out(index)) for index in rows), metric=self.metric
+            )
 
         return divided(
             self.engine, self.batches(self.total), Divisible(open, task), self.total, self.elsewhere
@@ -282,10 +300,11 @@ class Board:
         self.method[index], self.images[index] = method, images
 
     def spoil(self, index: int, images: int) -> None:
-        """Give up a row whose class scores are infinite or NaN; the others go on."""
+        """Give up a row whose results are infinite or NaN; the others go on."""
         value = self.sweep.goal.unreadable
         self.put(index, EXACT, (value, (value, value)), images)
-        self.decided[index], self.reason[index] = True, UNREADABLE
+        reason = UNREADABLE if self.sweep.metric.classes else UNREADABLE_RESULT
+        self.decided[index], self.reason[index] = True, reason
 
     @cached_property
     def _fixed(self) -> dict[str, Any]:

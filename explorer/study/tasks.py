@@ -20,7 +20,7 @@ from explorer.graph import Batch, Engine
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """One batch and what is known to be right: int64 ``(images,)``, or None where nobody knows.
+    """One batch and what is known to be right: ``(images, ...)``, or None where nobody knows.
 
     ``indices`` are the images' numbers in the data set.
     """
@@ -28,6 +28,11 @@ class Examples:
     batch: Batch
     labels: Tensor | None
     indices: tuple[int, ...]
+
+    @property
+    def where(self) -> str:
+        """Which examples these are, in words."""
+        return f"the batch of {len(self.indices):,} that begins with image {self.indices[0]}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from explorer.errors import ProjectError, nearest
 from explorer.recipe import PRESETS, TENSORS, Recipe
-from explorer.study.compare import needed
-from explorer.study.evaluate import MINIMUM_IMAGES, Evaluation, finite
+from explorer.study.compare import needed, needed_for
+from explorer.study.evaluate import MINIMUM_IMAGES, Evaluation, finite, score_change
 from explorer.study.metrics import Interval, paired
 
 LONGEST_NAME = 60
@@ -28,7 +29,8 @@ class Outcome:
 
     The fields are those of :class:`~explorer.study.Evaluation`; ``won`` and ``lost`` are the numbers of the
     images in the data set, so that two outcomes can be compared image by image.  ``kl_interval`` is None in
-    projects from before it was kept.
+    projects from before it was kept.  Of a metric whose scores are not just 0 or 1, ``scores`` are those of the images
+    in the order of evaluation, to seven digits, and ``won`` and ``lost`` are empty.
     """
 
     images: int
@@ -39,18 +41,20 @@ class Outcome:
     top1_float: float
     delta: float
     delta_interval: Interval
-    kl: float
+    kl: float | None
     won: tuple[int, ...]
     lost: tuple[int, ...]
     kl_interval: Interval | None = None
+    scores: tuple[float, ...] = ()
 
     @staticmethod
     def of(e: Evaluation) -> Outcome:
         """The summary of an evaluation."""
+        won, lost = ((),) * 2 if e.scores else (e.won_images, e.lost_images)
         return Outcome(
             e.images, e.total_images, e.agreement, e.top1, e.top1_interval, e.top1_float, e.delta,
-            e.delta_interval, e.kl,
-            tuple(flip.index for flip in e.won_images), tuple(flip.index for flip in e.lost_images), e.kl_interval,
+            e.delta_interval, e.kl, tuple(flip.index for flip in won), tuple(flip.index for flip in lost),
+            e.kl_interval, tuple(float(f"{score:.7g}") for score in e.scores),
         )  # fmt: skip
 
 
@@ -355,6 +359,7 @@ class Pair:
         layers: how many layers differ.
         kl: the divergence of each from float, nats, on its own images; None where it was not evaluated.
         kl_intervals: their 95% intervals, each for itself.
+        graded: scores are not just right or wrong, so that ``won`` and ``lost`` count those that grew and fell.
     """
 
     a: str
@@ -371,6 +376,7 @@ class Pair:
     layers: int
     kl: tuple[float | None, ...] = (None, None)
     kl_intervals: tuple[Interval | None, ...] = (None, None)
+    graded: bool = False
 
     @property
     def verdict(self) -> str:
@@ -380,7 +386,7 @@ class Pair:
         if self.delta is None:
             return "not both evaluated"
         if self.distinguishable:
-            return f"{self.a if self.delta > 0 else self.b} is more accurate"
+            return f"{self.a if self.delta > 0 else self.b} {'scores higher' if self.graded else 'is more accurate'}"
         text = f"not distinguishable on {self.images:,} images"
         if self.images_needed is None:
             return text
@@ -416,7 +422,7 @@ class Differences:
         found = pd.DataFrame(rows, columns=[*Pair.__dataclass_fields__, "verdict"])
         found[["delta_low", "delta_high"]] = [pair.delta_interval or (None, None) for pair in self.pairs]
         found[["kl_a", "kl_b"]] = [pair.kl for pair in self.pairs]
-        return found.drop(columns=["delta_interval", "kl", "kl_intervals"])
+        return found.drop(columns=["delta_interval", "kl", "kl_intervals", "graded"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -468,9 +474,15 @@ def pair_of(
     delta, interval, enough = None, None, None
     if a.outcome is not None and b.outcome is not None:
         seen = min(a.outcome.images, b.outcome.images, len(order), images or len(order))
-        won, lost = won_and_lost(a.outcome, b.outcome, order[:seen])
-        delta, interval = (won - lost) / seen, paired(won, lost, seen)
-        enough = needed(won, lost, seen, interval)[0]
+        if a.outcome.scores and b.outcome.scores:
+            one, other = (np.array(outcome.scores[:seen]) for outcome in (a.outcome, b.outcome))
+            won, lost = int((one > other).sum()), int((one < other).sum())
+            delta, interval = score_change(one, other)
+            enough = needed_for(one, other, interval)[0]
+        else:
+            won, lost = won_and_lost(a.outcome, b.outcome, order[:seen])
+            delta, interval = (won - lost) / seen, paired(won, lost, seen)
+            enough = needed(won, lost, seen, interval)[0]
     return Pair(
         a=labels[0],
         b=labels[1],
@@ -486,6 +498,7 @@ def pair_of(
         layers=len({row.layer for row in rows_of((a.recipe, b.recipe), names)}),
         kl=tuple(trial.outcome.kl if trial.outcome else None for trial in (a, b)),
         kl_intervals=tuple(trial.outcome.kl_interval if trial.outcome else None for trial in (a, b)),
+        graded=any(trial.outcome is not None and bool(trial.outcome.scores) for trial in (a, b)),
     )
 
 

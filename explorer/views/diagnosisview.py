@@ -7,12 +7,12 @@ from html import escape
 
 from explorer.recipe import Recipe
 from explorer.session import Session
-from explorer.study import Diagnosis, Finding
+from explorer.study import METRICS, Diagnosis, Finding, Metric
 from explorer.study.diagnosis import IMAGES
 from explorer.views import kit, theme
 from explorer.views.runs import Publisher, Runner
 from explorer.views.state import PageState
-from explorer.views.text import decibels, duration, number, points, sentence
+from explorer.views.text import change, decibels, duration, number, sentence
 
 VERDICTS = {
     "helps": ("helps", "good"),
@@ -63,19 +63,20 @@ def _local(finding: Finding) -> str:
     )
 
 
-def _effect(finding: Finding, agreement: bool) -> str:
+def _effect(finding: Finding, metric: Metric, name: str) -> str:
     """What the change does to the network; the difference is with it minus without it."""
     words, kind = VERDICTS[finding.verdict]
     text = f'<div class="effect {kind}"><b>{words}</b>'
-    if finding.kl_delta is not None and finding.top1_delta is not None:
-        low, high = finding.kl_interval
-        sign = "+" if finding.kl_delta > 0 else ""
-        what = "agreement" if agreement else "top-1"
+    if finding.harm_delta is not None and finding.top1_delta is not None:
+        low, high = finding.harm_interval
+        sign = "+" if finding.harm_delta > 0 else ""
+        measure, nats = ("error", "") if finding.kl_delta is None else ("KL", " nats")
+        points = " points" if metric.unit == "%" else ""
         text += (
             f'<span class="small"> · {finding.images:,} images</span>'
-            f"<br>KL {sign}{number(float(f'{finding.kl_delta:.3g}'))} nats"
+            f"<br>{measure} {sign}{number(float(f'{finding.harm_delta:.3g}'))}{nats}"
             f'<div class="small">{number(float(f"{low:.2g}"))} … {number(float(f"{high:.2g}"))}<br>'
-            f"{what} {points(finding.top1_delta)} points, {finding.size_delta:+,} B</div>"
+            f"{escape(name)} {change(finding.top1_delta, metric.unit)}{points}, {finding.size_delta:+,} B</div>"
         )
     return text + "</div>"
 
@@ -88,7 +89,12 @@ ORDERS: dict[str, Callable[[Finding], float]] = {
 
 
 def markup(
-    found: Diagnosis, layer: str | None, applied: str, recipe: Recipe, order: str = "by effect"
+    found: Diagnosis,
+    layer: str | None,
+    applied: str,
+    recipe: Recipe,
+    order: str = "by effect",
+    metric: Metric = METRICS["top1"],
 ) -> str:
     """The findings as HTML.
 
@@ -98,6 +104,7 @@ def markup(
         applied: the name of the finding whose change has just been made, or nothing.
         recipe: the present one; a change that it has already is not offered.
         order: one of ``ORDERS``.
+        metric: what the network is measured by.
     """
     rows = []
     for finding in sorted(found.findings, key=ORDERS[order]):
@@ -112,9 +119,10 @@ def markup(
             else f'<button class="act" data-press="apply:{escape(finding.name)}">Apply</button>'
         )
         evidence = "; ".join(map(escape, finding.evidence))
+        effect = _effect(finding, metric, metric.called(found.agreement))
         rows.append(
             f'<div class="finding"><div class="where">{_where(finding)} · {finding.tensor}<br>'
-            f'<span class="change">{escape(finding.change)}</span></div>{_effect(finding, found.agreement)}{act}'
+            f'<span class="change">{escape(finding.change)}</span></div>{effect}{act}'
             f'<div class="why">{evidence}{_local(finding)}</div></div>'
         )
     where = "in this layer" if layer is not None else "in this network"
@@ -223,7 +231,7 @@ class DiagnosisView:
         applied = self.applied[0] if self.applied and self.applied[1] == session.recipe else ""
         layer = self.state.layer if self.only.value else None
         text = (
-            markup(self.found, layer, applied, session.recipe, self.order.value)
+            markup(self.found, layer, applied, session.recipe, self.order.value, session.metric)
             if self.found is not None
             else ""
         )

@@ -19,7 +19,7 @@ COLUMNS = ["estimate", "exact", "layer", "format"]
 # Okabe and Ito's colours; a format keeps its colour as long as the map has the same formats.
 COLOURS = (theme.BEFORE, "#56B4E9", theme.AFTER, theme.SENSITIVE, theme.RANGE, theme.CHOSEN)
 # Measures that spread over decades.
-LOGARITHMIC = ("kl", "loss")
+LOGARITHMIC = ("kl", "loss", "error")
 CSS = theme.TOKENS + ":host { color: var(--faint); font-size: 12px; line-height: 17px; padding: 4px 2px 0; }"
 
 

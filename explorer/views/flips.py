@@ -17,10 +17,11 @@ from explorer.study import Evaluation, Flip
 from explorer.views import kit, theme
 from explorer.views.runs import Publisher, Runner
 from explorer.views.state import PageState
-from explorer.views.text import percent, sentence
+from explorer.views.text import number, percent, sentence
 
 # So many pictures of each kind; the rest is a number.
 MOST = 24
+NO_CLASSES = "The network's results are no scores of classes, so there are scores here instead of classes."
 CSS = (
     theme.TOKENS
     + """
@@ -76,15 +77,26 @@ def _figure(flip: Flip, image: Tensor, preprocess: Preprocess | None, names: Seq
 
     found = pixels(image, preprocess)
     drawn = f'<img alt="image {flip.index}" src="{data_uri(found)}">' if found is not None else ""
+    if flip.before is None or flip.after is None:
+        return _graded(flip, drawn)
     before, after = name(flip.before), name(flip.after)
     label = f"label {name(flip.label)}" if flip.label is not None else "no label"
     title = (
-        f"image {flip.index}: {before} ({percent(flip.confidence_before, 0)}) "
-        f"to {after} ({percent(flip.confidence_after, 0)}), {label}"
+        f"image {flip.index}: {before} ({percent(flip.confidence_before or 0.0, 0)}) "
+        f"to {after} ({percent(flip.confidence_after or 0.0, 0)}), {label}"
     )
     return (
         f'<figure title="{title}">{drawn}<figcaption>{before}<br>→ {after}'
         f"<span>{label}</span></figcaption></figure>"
+    )
+
+
+def _graded(flip: Flip, drawn: str) -> str:
+    """An image whose result is no class: what it scores before and after."""
+    before, after = number(flip.score_before), number(flip.score_after)
+    return (
+        f'<figure title="image {flip.index}: score {before} to {after}">{drawn}<figcaption>{before} → {after}'
+        f"<span>image {flip.index:,}</span></figcaption></figure>"
     )
 
 
@@ -95,11 +107,14 @@ def markup(state: PageState, e: Evaluation) -> str:
         DataError: for an image that cannot be read.
     """
     subject = state.session.subject
-    kinds = (
-        ("lost", "right to wrong", e.lost_images),
-        ("won", "wrong to right", e.won_images),
+    metric = state.session.metric
+    said = (
+        ("right to wrong: class in float → quantized", "wrong to right: class in float → quantized")
+        if metric.binary
+        else ("score fell most: score in float → quantized", "score grew most: score in float → quantized")
     )
-    parts = []
+    kinds = (("lost", said[0], e.lost_images), ("won", said[1], e.won_images))
+    parts = [] if metric.classes else [f'<div class="note">{NO_CLASSES}</div>']
     for kind, words, flips in kinds:
         if not flips:
             continue
@@ -111,10 +126,12 @@ def markup(state: PageState, e: Evaluation) -> str:
         )
         more = f'<div class="more">and {len(flips) - MOST:,} more</div>' if len(flips) > MOST else ""
         parts.append(
-            f'<h4><b class="{kind}">{len(flips):,} {kind}</b> <span>{words}: class in float → quantized</span></h4>'
+            f'<h4><b class="{kind}">{len(flips):,} {kind}</b> <span>{words}</span></h4>'
             f'<div class="many">{figures}</div>{more}'
         )
-    return "".join(parts) or f'<div class="note">No image changed, of {e.images:,}.</div>'
+    if not e.lost_images and not e.won_images:
+        parts.append(f'<div class="note">No image changed, of {e.images:,}.</div>')
+    return "".join(parts)
 
 
 class FlipGallery:

@@ -7,12 +7,12 @@ from html import escape
 from typing import Any
 
 from explorer.errors import ProjectError
-from explorer.study import Differences, Trial
+from explorer.study import Differences, Metric, Trial
 from explorer.study.trials import LONGEST_NAME, Pair
 from explorer.views import kit, theme
 from explorer.views.runs import Publisher
 from explorer.views.state import PageState
-from explorer.views.text import NOTHING, between, kilobytes, large, number, percent, points, short
+from explorer.views.text import NOTHING, between, change, in_points, kilobytes, large, number, score, short
 from explorer.views.trialfigure import ACROSS, HEIGHT, UP, TrialsFigure
 
 # More configurations side by side than this cannot be read.
@@ -52,9 +52,9 @@ def cell(text: str, kind: str = "") -> str:
     return f'<td class="{kind}">{text}</td>' if kind else f"<td>{text}</td>"
 
 
-def interval(low: float, high: float) -> str:
-    """An interval of differences of shares, in percentage points."""
-    return f"{points(low)} … {points(high)}"
+def interval(low: float, high: float, unit: str = "%") -> str:
+    """An interval of differences of scores; of shares in percentage points."""
+    return f"{change(low, unit)} … {change(high, unit)}"
 
 
 def when(seconds: float) -> str:
@@ -67,7 +67,7 @@ def two(above: str, below: str, kind: str = "") -> str:
     return cell(f'{above}<div class="small">{below}</div>', kind)
 
 
-def row(trial: Trial, marked: bool, present: bool, changes: str) -> str:
+def row(trial: Trial, marked: bool, present: bool, changes: str, unit: str = "%") -> str:
     """A configuration as a row of the list; ``changes`` are those from the present one to it."""
     found, name = trial.outcome, escape(trial.label)
     mark = (
@@ -81,8 +81,8 @@ def row(trial: Trial, marked: bool, present: bool, changes: str) -> str:
     )
     said = "the present one" if present else f"against it: {escape(changes)}"
     accuracy = (
-        two(percent(found.top1), f"{found.images:,} images", "number")
-        + two(points(found.delta), interval(*found.delta_interval), "number")
+        two(score(found.top1, unit), f"{found.images:,} images", "number")
+        + two(change(found.delta, unit), interval(*found.delta_interval, unit), "number")
         if found is not None
         else two(NOTHING, "not evaluated", "number") + cell(NOTHING, "number")
     )
@@ -93,20 +93,23 @@ def row(trial: Trial, marked: bool, present: bool, changes: str) -> str:
     )
 
 
-HEAD = (
-    '<tr><th></th><th>configuration</th><th class="number">top-1</th><th class="number">points to float, 95%</th>'
-    '<th class="number">size</th></tr>'
-)
+def head(metric: Metric) -> str:
+    """The heads of the list's columns."""
+    far = "points to float" if metric.unit == "%" else "to float"
+    return (
+        f'<tr><th></th><th>configuration</th><th class="number">{escape(metric.called())}</th>'
+        f'<th class="number">{far}, 95%</th><th class="number">size</th></tr>'
+    )
 
 
-def pair_row(pair: Pair) -> str:
+def pair_row(pair: Pair, unit: str = "%") -> str:
     """Two configurations as a row of the comparison."""
     verdict = escape(pair.verdict)
     told = f"<b>{verdict}</b>" if pair.distinguishable else verdict
     names = f'{escape(pair.a)} <span class="small">minus</span> {escape(pair.b)}'
     differ = f"{pair.layers:,} layers differ" if pair.layers != 1 else "1 layer differs"
     delta = (
-        two(points(pair.delta), interval(*pair.delta_interval), "number")
+        two(change(pair.delta, unit), interval(*pair.delta_interval, unit), "number")
         if pair.delta is not None and pair.delta_interval is not None
         else cell(NOTHING, "number")
     )
@@ -115,9 +118,11 @@ def pair_row(pair: Pair) -> str:
         "not evaluated" if kl is None else between(kl, span, number)
         for kl, span in zip(pair.kl, pair.kl_intervals, strict=True)
     )
+    known = any(kl is not None for kl in pair.kl)
+    kl = f'<div class="small">KL to float, nats: {far}</div>' if known else ""
     return (
         f'<tr><td class="some">{names}<div>{told} <span class="small">· {differ}</span></div>'
-        f'<div class="small">KL to float, nats: {far}</div></td>{delta}'
+        f"{kl}</td>{delta}"
         f"{two(size, f'{bops} BOPs', 'number')}</tr>"
     )
 
@@ -131,13 +136,11 @@ def signed(value: float, words: Any) -> str:
     return f"{'+' if value > 0 else chr(0x2212)}{words(abs(value))}" if value else "0"
 
 
-def comparison(found: Differences) -> str:
+def comparison(found: Differences, metric: Metric) -> str:
     """Configurations side by side as HTML: two by two, then tensor by tensor."""
-    what = "agreement" if found.agreement else "top-1"
-    pairs = "".join(map(pair_row, found.pairs))
-    head = (
-        f'<tr><th>two by two</th><th class="number">{what}, points, 95%</th><th class="number">size</th></tr>'
-    )
+    what = in_points(escape(metric.called(found.agreement)), metric.unit)
+    pairs = "".join(pair_row(pair, metric.unit) for pair in found.pairs)
+    head = f'<tr><th>two by two</th><th class="number">{what}, 95%</th><th class="number">size</th></tr>'
     many = ' <span class="small">each interval is for its own pair</span>' if len(found.pairs) > 1 else ""
     text = f"<table><caption>Side by side{many}</caption>{head}{pairs}</table>"
     if not found.rows:
@@ -170,7 +173,7 @@ class HistoryView:
         self.state, self.publisher, self.visible = state, publisher, False
         self.marked: list[str] = []
         self._drawn: tuple[Any, ...] = ()
-        self.plot = TrialsFigure(self._back)
+        self.plot = TrialsFigure(self._back, state.session.metric)
         self.pane = kit.bokeh(self.plot.figure, sizing_mode="stretch_width", height=HEIGHT)
         publisher.panes.append(self.pane)
         self.across = kit.choice(list(ACROSS), next(iter(ACROSS)), sx=theme.TABS)
@@ -252,10 +255,13 @@ class HistoryView:
                 trial.digest in self.marked,
                 trial.recipe == session.recipe,
                 session.changes(trial.recipe),
+                session.metric.unit,
             )
             for trial in reversed(trials)
         )
-        self.list.object = f"<table>{HEAD}{rows}</table>{self._beside()}" if rows else ""
+        self.list.object = (
+            f"<table>{head(self.state.session.metric)}{rows}</table>{self._beside()}" if rows else ""
+        )
 
     def _said(self, count: int) -> str:
         project = self.state.session.project
@@ -282,4 +288,4 @@ class HistoryView:
         session, trials = self.state.session, self.chosen
         if len(trials) < 2:
             return '<div class="note">Mark two or more to set them side by side; press a name to bring it back.</div>'
-        return comparison(session.differences_of(trials))
+        return comparison(session.differences_of(trials), session.metric)

@@ -42,7 +42,7 @@ def badness(value: float, measure: str) -> float:
         return math.nan
     if MEASURES[measure].worse < 0:
         return -min(value, 200.0)
-    return math.log10(max(value, LEAST)) if measure in ("kl", "loss") else value
+    return math.log10(max(value, LEAST)) if measure in ("kl", "loss", "error") else value
 
 
 def cell_text(value: float, measure: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -17,7 +18,7 @@ from bokeh.models import BoxZoomTool, ColumnDataSource, PanTool, ResetTool, Whee
 from bokeh.resources import Resources
 
 from explorer.sources import DataFacts
-from explorer.study import Diagnosis, Evaluation, Finding, Histogram
+from explorer.study import Diagnosis, Evaluation, Finding, Histogram, Metric
 from explorer.views.figures import HistogramFigure
 from explorer.views.figuresave import SAVE_JS
 from explorer.views.maps import AXIS, SensitivityFigure, cell_text, describe, look
@@ -26,13 +27,15 @@ from explorer.views.text import (
     NOTHING,
     between,
     caption,
+    change,
     decibels,
+    heading,
+    in_points,
     kilobytes,
     large,
     number,
-    percent,
-    points,
     ratio,
+    score,
     seen,
 )
 
@@ -191,16 +194,22 @@ def _span(interval: tuple[float, float], shown: Any) -> str:
 def _score(e: Evaluation) -> str:
     low, high = e.delta_interval
     mood = "bad" if high < 0 else "good" if low > 0 else ""
+    worth, far = partial(score, unit=e.unit), partial(change, unit=e.unit)
+    flips = f"{e.lost:,} images right to wrong, {e.won:,} wrong to right"
+    if e.scores:
+        flips = f"{e.lost:,} images worse, {e.won:,} better"
     cards = [
         _card(
-            "Agreement with float" if e.agreement else "Top-1",
-            percent(e.top1), _span(e.top1_interval, percent), f"float {percent(e.top1_float)} · {seen(e)}",
+            heading(e.score_name), worth(e.top1), _span(e.top1_interval, worth),
+            f"float {worth(e.top1_float)} · {seen(e)}",
         ),
         _card(
-            "Difference to float, points", points(e.delta), _span(e.delta_interval, points),
-            f"paired; {e.lost:,} images right to wrong, {e.won:,} wrong to right", mood=mood,
+            in_points("Difference to float", e.unit), far(e.delta), _span(e.delta_interval, far), f"paired; {flips}",
+            mood=mood,
         ),
-        _card("KL to float, nats", number(e.kl), _span(e.kl_interval, number)),
+        _card("KL to float, nats", NOTHING, "none: results are no scores of classes")
+        if e.kl is None or e.kl_interval is None
+        else _card("KL to float, nats", number(e.kl), _span(e.kl_interval, number)),
         _card("Output SQNR", decibels(e.output_sqnr_db), _span(e.output_sqnr_interval, decibels)),
     ]  # fmt: skip
     if e.loss is not None and e.loss_float is not None:
@@ -300,7 +309,7 @@ def _sensitivity(facts: Facts, figure: str) -> str:
     )
 
 
-def _finding(finding: Finding, agreement: bool) -> str:
+def _finding(finding: Finding, metric: Metric, name: str) -> str:
     where = ", ".join(finding.layers)
     kinds = {"helps": "good", "hurts": "bad"}
     text = (
@@ -308,18 +317,19 @@ def _finding(finding: Finding, agreement: bool) -> str:
         f'<span class="{kinds.get(finding.verdict, "")}">({escape(finding.verdict)})</span></h3>'
         f"<p>{escape('; '.join(finding.evidence))}</p>"
     )
-    if finding.kl_delta is None or finding.top1_delta is None:
+    if finding.harm_delta is None or finding.top1_delta is None:
         return f'<div class="finding">{text}</div>'
-    what = "agreement" if agreement else "top-1"
+    measure, nats = ("error", "") if finding.kl_delta is None else ("KL", " nats")
+    far, unit = partial(change, unit=metric.unit), " points" if metric.unit == "%" else ""
     return (
         f'<div class="finding">{text}<p class="faint">With the change minus without, on {finding.images:,} images: '
-        f"KL {number(finding.kl_delta)} nats ({_span(finding.kl_interval, number)}), {what} "
-        f"{points(finding.top1_delta)} points ({_span(finding.top1_interval, points)}), {finding.size_delta:+,} bytes"
+        f"{measure} {number(finding.harm_delta)}{nats} ({_span(finding.harm_interval, number)}), {escape(name)} "
+        f"{far(finding.top1_delta)}{unit} ({_span(finding.top1_interval, far)}), {finding.size_delta:+,} bytes"
         "</p></div>"
     )
 
 
-def _diagnosis(found: Diagnosis | None) -> str:
+def _diagnosis(found: Diagnosis | None, metric: Metric) -> str:
     if found is None:
         return '<p class="faint">Not computed.</p>'
     state = "all tried" if found.complete else f"{found.tried:,} tried so far"
@@ -327,7 +337,7 @@ def _diagnosis(found: Diagnosis | None) -> str:
         f'<p class="faint">{found.tensors:,} tensors looked at on {found.looked:,} calibration images; '
         f"{len(found.findings):,} changes, {state}.</p>"
     )
-    rows = "".join(_finding(each, found.agreement) for each in found.findings)
+    rows = "".join(_finding(each, metric, metric.called(found.agreement)) for each in found.findings)
     return head + (rows or "<p>The rules find nothing to change.</p>")
 
 
@@ -335,23 +345,24 @@ def _compared(facts: Facts) -> str:
     """Configurations side by side: what each is worth, two by two, tensor by tensor."""
     found = facts.differences
     assert found is not None
-    what = "agreement" if found.agreement else "top-1"
-    scores = []
+    metric, scores = facts.metric, []
+    what, worth_of = metric.called(found.agreement), partial(score, unit=metric.unit)
+    far = partial(change, unit=metric.unit)
     for label, trial in zip(found.labels, facts.trials, strict=True):
         e, mine = trial.outcome, " (this report)" if trial.digest == facts.recipe.digest else ""
         worth = (
             (NOTHING,) * 3 + ("not evaluated",)
             if e is None
             else (
-                between(e.top1, e.top1_interval, percent), between(e.delta, e.delta_interval, points),
-                between(e.kl, e.kl_interval, number), f"{e.images:,}",
+                between(e.top1, e.top1_interval, worth_of), between(e.delta, e.delta_interval, far),
+                NOTHING if e.kl is None else between(e.kl, e.kl_interval, number), f"{e.images:,}",
             )
         )  # fmt: skip
         scores.append((label + mine, *worth, kilobytes(trial.size), large(trial.bops)))
     heads = (
         "configuration",
         what,
-        "points to float",
+        "points to float" if metric.unit == "%" else "difference to float",
         "KL to float, nats",
         "images",
         "size",
@@ -360,13 +371,20 @@ def _compared(facts: Facts) -> str:
     pairs = [
         (
             f"{pair.a} minus {pair.b}",
-            NOTHING if pair.delta is None else between(pair.delta, pair.delta_interval, points),
+            NOTHING if pair.delta is None else between(pair.delta, pair.delta_interval, far),
             pair.verdict,
             f"{pair.size_delta:+,}", f"{pair.bops_delta:+,}", pair.layers,
         )
         for pair in found.pairs
     ]  # fmt: skip
-    columns = ("two by two", f"{what}, points", "in words", "bytes", "bit operations", "layers that differ")
+    columns = (
+        "two by two",
+        in_points(what, metric.unit),
+        "in words",
+        "bytes",
+        "bit operations",
+        "layers that differ",
+    )
     text = _table(heads, scores) + '<div style="height: 10px"></div>' + _table(columns, pairs)
     text += '<p class="faint">In brackets 95% intervals, each for itself; those of two by two are paired.</p>'
     if not found.rows:
@@ -464,7 +482,7 @@ def report_html(facts: Facts) -> str:
             f'<div class="figures">{figures}</div>',
         ),
         _section("Sensitivity", _aged(facts, "sensitivity", _sensitivity(facts, map_figure))),
-        _section("Diagnosis", _aged(facts, "diagnosis", _diagnosis(facts.diagnosis))),
+        _section("Diagnosis", _aged(facts, "diagnosis", _diagnosis(facts.diagnosis, facts.metric))),
         _section("Recipe", f"<pre>{escape(facts.recipe.to_yaml())}</pre>"),
         _section("Where this comes from", _origin(facts)),
     ]

@@ -14,7 +14,7 @@ from explorer.cost import Cost, cost
 from explorer.recipe import TENSORS, Recipe
 from explorer.session import Session
 from explorer.sources import DataFacts, Notes
-from explorer.study import Diagnosis, Differences, Evaluation, Histogram, Trial
+from explorer.study import METRICS, Diagnosis, Differences, Evaluation, Histogram, Metric, Trial
 
 # Histograms are drawn of so many layers at most: each takes some 40 kB of the file.
 MOST_LAYERS = 12
@@ -50,6 +50,7 @@ class Facts:
         trials: configurations beside each other; the present one may be among them.
         differences: in what they differ, for two or more.
         prepared: what the images are and what happens to them.
+        metric: what the network is measured by.
     """
 
     model: str
@@ -74,6 +75,7 @@ class Facts:
     trials: tuple[Trial, ...] = ()
     differences: Differences | None = None
     prepared: DataFacts | None = None
+    metric: Metric = METRICS["top1"]
 
     @property
     def label(self) -> str:
@@ -152,4 +154,5 @@ def gather(
         _histograms(session, names, layers), len(session.layer_names) - len(names), sensitivity, diagnosis,
         notes or Notes(), frozenset(old), tuple(trials),
         session.differences_of(trials) if len(trials) > 1 else None, session.data_facts,
+        session.metric,
     )  # fmt: skip

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from explorer.recipe import Recipe
-from explorer.study import Evaluation
+from explorer.study import Evaluation, Metric
 from explorer.views import kit, theme
 from explorer.views.state import PageState
-from explorer.views.text import NOTHING, added_up, decibels, kilobytes, large, percent, points, ratio, seen
+from explorer.views.text import (
+    NOTHING,
+    added_up,
+    change,
+    decibels,
+    heading,
+    in_points,
+    kilobytes,
+    large,
+    ratio,
+    score,
+    seen,
+)
 
 CSS = (
     theme.TOKENS
@@ -54,34 +66,40 @@ def card(name: str, value: str, side: str, note: str, look: str = "", mood: str 
     )
 
 
-def _accuracy(e: Evaluation | None, look: str) -> list[str]:
+def _accuracy(e: Evaluation | None, look: str, metric: Metric) -> list[str]:
     if e is None:
         return [
-            card("Top-1", NOTHING, "", "being evaluated"),
+            card(heading(metric.called()), NOTHING, "", "being evaluated"),
             card("Difference to float", NOTHING, "", "paired, on the same images"),
         ]
-    low, high = e.top1_interval
+    low, high = (score(end, e.unit) for end in e.top1_interval)
     below, above = e.delta_interval
     mood = "worse" if above < 0 else "better" if below > 0 else ""
-    name = "Agreement with float" if e.agreement else "Top-1"
+    words = f"{e.won:,} won, {e.lost:,} lost" if metric.binary else f"{e.won:,} better, {e.lost:,} worse"
     return [
         card(
-            name,
-            percent(e.top1),
-            f"{percent(low)[:-1]} … {percent(high)}",
-            f"float {percent(e.top1_float)} · {seen(e)}",
+            heading(e.score_name),
+            score(e.top1, e.unit),
+            f"{low.removesuffix('%')} … {high}",
+            f"float {score(e.top1_float, e.unit)} · {seen(e)}",
             look,
         ),
         card(
-            "Difference to float, points",
-            points(e.delta),
-            f"{points(below)} … {points(above)}",
-            f'paired: <button class="link" data-press="flips" title="show the images">'
-            f"{e.won:,} won, {e.lost:,} lost</button>",
+            in_points("Difference to float", e.unit),
+            change(e.delta, e.unit),
+            f"{change(below, e.unit)} … {change(above, e.unit)}",
+            f'paired: <button class="link" data-press="flips" title="show the images">{words}</button>',
             look,
             mood,
         ),
     ]
+
+
+def _far(e: Evaluation | None, metric: Metric) -> str:
+    """How far the result is from float's, in words."""
+    if not metric.classes:
+        return "KL: none, results are no class scores"
+    return f"KL {e.kl:.2g} nats to float" if e is not None and e.kl is not None else "of the class scores"
 
 
 def markup(state: PageState) -> str:
@@ -90,12 +108,12 @@ def markup(state: PageState) -> str:
     look = "stale" if state.stale else "early" if e and not e.stopped else ""
     now, floats = state.cost(), state.cost(Recipe.preset("fp32"))
     cards = [
-        *_accuracy(e, look),
+        *_accuracy(e, look, state.session.metric),
         card(
             "Output SQNR",
             decibels(e.output_sqnr_db) if e else NOTHING,
             "",
-            f"KL {e.kl:.2g} nats to float" if e else "of the class scores",
+            _far(e, state.session.metric),
             look,
         ),
         card(

@@ -12,7 +12,7 @@ import pandas as pd
 
 from explorer.recipe import Recipe
 from explorer.session import Session
-from explorer.study import MEASURES, METHODS, TENSOR_CHOICES, rows_for
+from explorer.study import MEASURES, METHODS, TENSOR_CHOICES, measures_for, rows_for
 from explorer.study.instant import INSTANT
 from explorer.study.sensitivity import WEIGHT
 from explorer.views import choices, kit, theme
@@ -139,12 +139,15 @@ class SensitivityMap:
     table: pd.DataFrame
     question: Question | None
 
+    @property
+    def offered(self) -> list[str]:
+        """The measures that go with the session's metric, the one that says how far from float first."""
+        return measures_for(self.state.session.metric)
+
     def _menus(self) -> None:
         self.start = kit.button("Measure", "start", on_click=lambda *_: self.toggle(), width=96)
         self.method = kit.select("method", list(METHODS), DEFAULT_METHOD, width=124)
-        self.measure = kit.select(
-            "measure", list(MEASURES), next(iter(MEASURES)), width=84, description="its unit"
-        )
+        self.measure = kit.select("measure", self.offered, self.offered[0], width=84, description="its unit")
         self.tensor = kit.select(
             "tensor", list(TENSOR_CHOICES), next(iter(TENSOR_CHOICES)), width=92, description="of it"
         )
@@ -160,7 +163,7 @@ class SensitivityMap:
     def _offer(self) -> None:
         """Let the menus offer what goes with the method; one that has no effect is off and says why."""
         name, method = self.method.value, METHODS[self.method.value]
-        measures = [measure for measure in MEASURES if measure in method.measures]
+        measures = [measure for measure in self.offered if measure in method.measures]
         value = self.measure.value if self.measure.value in measures else measures[0]
         only = len(measures) == 1
         what = f"The method {name} takes the measure {value} only." if only else MEASURES[value].help
@@ -219,7 +222,7 @@ class SensitivityMap:
         """Show instant estimates, computed by a runner of the page's; not where there is something."""
         if self.running or self.question is not None:
             return
-        asked = Question(INSTANT, next(iter(MEASURES)), "weight", self.state.session.recipe)
+        asked = Question(INSTANT, self.offered[0], "weight", self.state.session.recipe)
 
         def filled() -> None:
             if self.question is asked and not self.running:
@@ -281,11 +284,15 @@ class SensitivityMap:
 def ranking(table: pd.DataFrame) -> dict[str, tuple[float, str]]:
     """For each layer the divergence that its weight costs in ``RANKED``, nats, and how it is drawn; empty if not asked.
 
+    Where results are no scores of classes it is the error of the result.
+
     >>> row = {"layer": "fc", "format": "int4", "tensor": "weight", "method": "instant", "measure": "kl"}
     >>> ranking(pd.DataFrame([{**row, "value": 0.5, "complete": True}]))
     {'fc': (0.5, 'estimate')}
     """
-    rows = table[(table["format"] == RANKED) & (table["measure"] == "kl") & (table["tensor"] == "weight")]
+    rows = table[
+        (table["format"] == RANKED) & table["measure"].isin(("kl", "error")) & (table["tensor"] == "weight")
+    ]
     columns = (rows[name] for name in ("layer", "value", "method", "complete"))
     return {
         layer: (float(value), look(method, complete))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -15,6 +16,7 @@ from explorer.study import (
     Curves,
     Diagnosis,
     Evaluation,
+    Finding,
     Histogram,
     Jackknife,
     Lens,
@@ -27,15 +29,16 @@ from explorer.views.text import (
     added_up,
     amount,
     caption,
+    change,
     decibels,
     extent,
+    in_points,
     kilobytes,
     large,
     line_caption,
     number,
-    percent,
-    points,
     ratio,
+    score,
     seen,
 )
 
@@ -203,17 +206,26 @@ def _nats(value: float | None) -> str:
     return amount(value, "kl") if value is not None else NOTHING
 
 
+def _measure(finding: Finding) -> str:
+    return "kl" if finding.kl_delta is not None else "error"
+
+
+def _harm(finding: Finding) -> str:
+    value = finding.harm_delta
+    return NOTHING if value is None else amount(value, _measure(finding))
+
+
 def _signed(count: int) -> str:
     return f"{count:+,}".replace("-", "\N{MINUS SIGN}")
 
 
 def evaluation(e: Evaluation) -> str:
     """Numbers with their intervals, the float network's beside them, and the layers with the lowest SQNR."""
+    worth, far = partial(score, unit=e.unit), partial(change, unit=e.unit)
     rows = [
-        ["agreement with float" if e.agreement else "top-1", percent(e.top1), _span(e.top1_interval, percent),
-         percent(e.top1_float)],
-        ["difference to float, points", points(e.delta), _span(e.delta_interval, points), ""],
-        ["images won, lost", f"{e.won:,}, {e.lost:,}", "", ""],
+        [e.score_name, worth(e.top1), _span(e.top1_interval, worth), worth(e.top1_float)],
+        [in_points("difference to float", e.unit), far(e.delta), _span(e.delta_interval, far), ""],
+        ["images won, lost" if not e.scores else "images better, worse", f"{e.won:,}, {e.lost:,}", "", ""],
         ["loss", _nats(e.loss), "", _nats(e.loss_float)],
         ["its difference", _nats(e.loss_delta), _range(e.loss_interval), ""],
         ["KL to float", _nats(e.kl), _range(e.kl_interval), ""],
@@ -241,17 +253,23 @@ def evaluation(e: Evaluation) -> str:
 
 def comparison(c: Comparison) -> str:
     """The verdict, and both recipes side by side with the paired differences."""
-    what = "agreement with float" if c.agreement else "top-1"
-    a, b = c.a, c.b
+    a, b, far = c.a, c.b, partial(change, unit=c.unit)
     rows = [
         [
-            what,
-            percent(a.top1),
-            percent(b.top1),
-            f"{points(c.delta)} points",
-            _span(c.delta_interval, points),
+            c.score_name,
+            score(a.top1, c.unit),
+            score(b.top1, c.unit),
+            far(c.delta) + (" points" if c.unit == "%" else ""),
+            _span(c.delta_interval, far),
         ],
         ["KL to float", _nats(a.kl), _nats(b.kl), _nats(c.kl_delta), _range(c.kl_interval)],
+        [
+            "error of the result",
+            number(a.error),
+            number(b.error),
+            number(c.error_delta),
+            _range(c.error_interval, "error"),
+        ],
         ["loss", _nats(a.loss), _nats(b.loss), _nats(c.loss_delta), _range(c.loss_interval)],
         ["size", kilobytes(a.size_bytes), kilobytes(b.size_bytes), _signed(c.size_delta) + " B", ""],
         ["bit operations for an image", large(a.bops), large(b.bops), _signed(c.bops_delta), ""],
@@ -277,8 +295,9 @@ def diagnosis(d: Diagnosis) -> str:
         return f"<div>The rules find nothing to change in {d.tensors:,} tensors.</div>"
     rows = (
         [each.layers[0] if len(each.layers) == 1 else f"{len(each.layers):,} layers", each.tensor, each.change,
-         each.verdict, _nats(each.kl_delta),
-         _range(each.kl_interval) if each.kl_delta is not None else NOTHING, _signed(each.size_delta) + " B",
+         each.verdict, _harm(each),
+         _range(each.harm_interval, _measure(each)) if each.harm_delta is not None else NOTHING,
+         _signed(each.size_delta) + " B",
          "; ".join(each.evidence)]
         for each in d.findings
     )  # fmt: skip
@@ -287,7 +306,7 @@ def diagnosis(d: Diagnosis) -> str:
         "tensor",
         "change",
         "verdict",
-        "KL with it minus without",
+        "error with it minus without" if d.error is not None else "KL with it minus without",
         "95% interval",
         "size",
         "why",

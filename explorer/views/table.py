@@ -51,6 +51,11 @@ TIPS = {
     "size": "what the layer takes to store, 1 kB = 1,000 bytes",
     "op": "kind of layer",
 }
+# Where results are no scores of classes.
+WITHOUT_CLASSES = (
+    "divergence from float would be, nats,",
+    "squared error would be, as a share of the float network's result,",
+)
 # What the bars are drawn from: for each column with bars how long they are, percent, and what stands on them.
 BARS = {"sqnr": "#009E73", "sens": "#E69F00"}
 HIDDEN = [f"{column}_{part}" for column in BARS for part in ("bar", "text", "kind")]
@@ -133,17 +138,18 @@ class LayerTable:
     def __init__(self, state: PageState) -> None:
         self.state = state
         self._clicking = False
+        classes = state.session.metric.classes
         self.all = self.names = [str(name) for name in state.layers["name"]]
         self.reasons = dict(zip(state.layers["name"], state.layers["reason"], strict=True))
         self.table: Any = kit.table(
             frame(state),
             hidden_columns=HIDDEN,
-            titles=TITLES,
+            titles=TITLES if classes else TITLES | {"sens": "error if int4"},
             widths=WIDTHS,
             editors=self._editors(),
             formatters=self._formatters(),
             text_align={"at": "right", "sqnr": "right", "sens": "right", "size": "right", "mark": "center"},
-            header_tooltips=TIPS,
+            header_tooltips=TIPS if classes else TIPS | {"sens": TIPS["sens"].replace(*WITHOUT_CLASSES)},
             show_index=False,
             selectable=1,
             layout="fit_data",

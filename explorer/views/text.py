@@ -33,6 +33,48 @@ def points(share: float, digits: int = 2) -> str:
     return text.replace("-", "\N{MINUS SIGN}") if float(text) else f"{0:.{digits}f}"
 
 
+def score(value: float, unit: str) -> str:
+    """A score of a metric: a share as percent, or a number.
+
+    >>> score(0.9134, "%"), score(0.99871, "")
+    ('91.34%', '0.99871')
+    """
+    if unit == "%":
+        return percent(value)
+    return NOTHING if math.isnan(value) else f"{value:.5g}".replace("-", "\N{MINUS SIGN}")
+
+
+def change(value: float, unit: str) -> str:
+    """A signed difference of scores: of shares in percentage points.
+
+    >>> change(0.0125, "%"), change(0.00125, "")
+    ('+1.25', '+0.00125')
+    """
+    if unit == "%":
+        return points(value)
+    if math.isnan(value):
+        return NOTHING
+    return f"{value:+.3g}".replace("-", "\N{MINUS SIGN}") if value else "0"
+
+
+def heading(name: str) -> str:
+    """A metric's name where a line begins; a user's function may be called anything.
+
+    >>> heading("top-1"), heading("mean <b>")
+    ('Top-1', 'Mean &lt;b&gt;')
+    """
+    return escape(name[:1].upper() + name[1:])
+
+
+def in_points(words: str, unit: str) -> str:
+    """A heading for differences of scores; of shares it says that they are points.
+
+    >>> in_points("difference to float", "%"), in_points("difference to float", "")
+    ('difference to float, points', 'difference to float')
+    """
+    return f"{words}, points" if unit == "%" else words
+
+
 def decibels(value: float | None, digits: int = 1) -> str:
     """A ratio in decibels; infinite means exact.
 
@@ -146,7 +188,9 @@ def amount(value: float, measure: str) -> str:
         return NOTHING
     if measure == "sqnr":
         return decibels(value)
-    return f"{points(value)} points" if measure == "top1" else f"{number(value)} nats"
+    if measure in ("kl", "loss"):
+        return f"{number(value)} nats"
+    return f"{points(value)} points" if measure == "top1" else number(value)
 
 
 def extent(interval: tuple[float, float], measure: str) -> str:

@@ -9,11 +9,11 @@ from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Rang
 from bokeh.models.annotations import Span
 
 from explorer.recipe import Recipe
-from explorer.study import Outcome, Trial
+from explorer.study import METRICS, Metric, Outcome, Trial
 from explorer.study.trials import COSTS, front
 from explorer.views import theme
 from explorer.views.figures import clickable, plain, ticked
-from explorer.views.text import kilobytes, large, percent, points
+from explorer.views.text import change, kilobytes, large, score
 
 SIZE, BOPS = COSTS
 COST_AXES = {"size": "size, kB", "bit operations": "bit operations for one image"}
@@ -32,12 +32,13 @@ HOVER = [
 ]
 
 
-def height(outcome: Outcome, up: str) -> tuple[float, float, float]:
-    """Where a point stands and from where to where its interval goes, in percent or percentage points."""
+def height(outcome: Outcome, up: str, unit: str = "%") -> tuple[float, float, float]:
+    """Where a point stands and from where to where its interval goes; of shares in percent or percentage points."""
     value, interval = (
         (outcome.top1, outcome.top1_interval) if up == TOP1 else (outcome.delta, outcome.delta_interval)
     )
-    return 100 * value, 100 * interval[0], 100 * interval[1]
+    times = 100 if unit == "%" else 1
+    return times * value, times * interval[0], times * interval[1]
 
 
 def place(trial: Trial, by: str) -> float:
@@ -55,13 +56,13 @@ def ticks(low: float, high: float) -> list[float]:
     return [float(f"{m}e{k}") for k in decades for m in (1, 2, 5) if low <= float(f"{m}e{k}") <= high]
 
 
-def in_words(outcome: Outcome) -> str:
+def in_words(outcome: Outcome, metric: Metric) -> str:
     """The accuracy of a configuration in a line."""
-    what = "agreement" if outcome.agreement else "top-1"
-    low, high = outcome.delta_interval
+    low, high = (change(end, metric.unit) for end in outcome.delta_interval)
+    far = " points to float" if metric.unit == "%" else " to float"
     return (
-        f"{what} {percent(outcome.top1)}, {points(outcome.delta)} points to float "
-        f"({points(low)} … {points(high)}), {outcome.images:,} images"
+        f"{metric.called(outcome.agreement)} {score(outcome.top1, metric.unit)}, "
+        f"{change(outcome.delta, metric.unit)}{far} ({low} … {high}), {outcome.images:,} images"
     )
 
 
@@ -72,7 +73,8 @@ class TrialsFigure:
     other configuration beats.
     """
 
-    def __init__(self, take: Callable[[str], None]) -> None:
+    def __init__(self, take: Callable[[str], None], metric: Metric = METRICS["top1"]) -> None:
+        self.metric = metric
         self._take = take
         self.dots = ColumnDataSource({name: [] for name in COLUMNS})
         self.ring = ColumnDataSource({"x": [], "y": []})
@@ -150,7 +152,7 @@ class TrialsFigure:
         """
         by = ACROSS[across]
         shown = [(trial, trial.outcome) for trial in trials if trial.outcome is not None]
-        places = [(place(trial, by), *height(outcome, up)) for trial, outcome in shown]
+        places = [(place(trial, by), *height(outcome, up, self.metric.unit)) for trial, outcome in shown]
         best = front([trial for trial, _ in shown], by)
         beaten = {trial.digest for trial, _ in shown} - {trial.digest for trial in best}
         self.dots.data = {
@@ -161,14 +163,16 @@ class TrialsFigure:
             "digest": [trial.digest for trial, _ in shown],
             "label": [trial.name for trial, _ in shown],
             "title": [trial.label for trial, _ in shown],
-            "accuracy": [in_words(outcome) for _, outcome in shown],
+            "accuracy": [in_words(outcome, self.metric) for _, outcome in shown],
             "cost": [f"{kilobytes(trial.size)}, {large(trial.bops)} bit operations" for trial, _ in shown],
             "changes": [changes(trial.recipe) or "nothing: it is the present one" for trial, _ in shown],
             "alpha": [0.25 if trial.digest in beaten else 0.95 for trial, _ in shown],
         }
         here = [at for (trial, _), at in zip(shown, places, strict=True) if trial.recipe == present]
         self.ring.data = {"x": [at[0] for at in here], "y": [at[1] for at in here]}
-        steps = [(place(t, by), height(t.outcome, up)[0]) for t in best if t.outcome is not None]
+        steps = [
+            (place(t, by), height(t.outcome, up, self.metric.unit)[0]) for t in best if t.outcome is not None
+        ]
         self.front.data = {"x": [x for x, _ in steps], "y": [y for _, y in steps]}
         self._float(shown, by, up)
         self._axes(places, across, up)
@@ -180,11 +184,12 @@ class TrialsFigure:
             self.floats.data = {"x": [], "y": [], "title": []}
             return
         trial, outcome = max(shown, key=lambda each: each[1].images)
-        level = 100 * outcome.top1_float if up == TOP1 else 0.0
+        times = 100 if self.metric.unit == "%" else 1
+        level = times * outcome.top1_float if up == TOP1 else 0.0
         cost = trial.size_float / 1000 if by == SIZE else float(trial.bops_float)
         self.level.location = level
         costs = f"{kilobytes(trial.size_float)}, {large(trial.bops_float)} bit operations"
-        title = f"float: {percent(outcome.top1_float)}, {costs}"
+        title = f"float: {score(outcome.top1_float, self.metric.unit)}, {costs}"
         self.floats.data = {"x": [cost], "y": [level], "title": [title]}
 
     def _axes(self, places: Sequence[tuple[float, ...]], across: str, up: str) -> None:
@@ -200,4 +205,6 @@ class TrialsFigure:
             self.y_range.update(start=min(ys) - room, end=max(ys) + 2 * room)
         self.figure.xaxis[0].axis_label = COST_AXES[across]
         self.figure.xaxis[0].formatter.format = "0.[0] a" if ACROSS[across] == BOPS else "0,0.[0]"
-        self.figure.yaxis[0].axis_label = "top-1, %" if up == TOP1 else "points to float"
+        share = self.metric.unit == "%"
+        name, far = self.metric.called(), "points to float" if share else "difference to float"
+        self.figure.yaxis[0].axis_label = (f"{name}, %" if share else name) if up == TOP1 else far
