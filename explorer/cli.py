@@ -97,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--data",
         metavar="D",
-        help="a folder of images, an .npz, file.py:factory or a shipped name (default: the model's own)",
+        help="a folder of images, an .npz, torchvision:NAME:FOLDER[:SPLIT], file.py:factory or a shipped name "
+        "(default: the model's own)",
     )
     group.add_argument("--calibration", metavar="D", help="images that set the ranges of activations")
     group.add_argument(

@@ -110,6 +110,16 @@ def test_a_link_that_leads_nowhere_is_counted(tmp_path: Path) -> None:
     assert [(left.name, left.reason) for left in found.skipped] == [("b.png", "the file is gone.")]
 
 
+def test_links_are_followed_at_the_top_only(tmp_path: Path) -> None:
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "far" / "a.png").write_bytes(content("png"))
+    (tmp_path / "far" / "deep" / "b.png").write_bytes(content("png", 1))
+    (tmp_path / "far" / "loop").symlink_to(tmp_path / "far", target_is_directory=True)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cat").symlink_to(tmp_path / "far", target_is_directory=True)
+    assert sorted(file.name for file in FolderData.open(tmp_path / "in").files) == ["a.png", "b.png"]
+
+
 def test_nothing_but_damage_is_one_sentence(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes(b"")

@@ -179,8 +179,10 @@ def test_they_give_what_torchvision_gives(
     assert found.labelled and found.name.startswith(name)
 
 
-def test_every_data_set_of_the_table_exists() -> None:
+def test_every_data_set_of_the_table_exists_and_is_in_the_manual() -> None:
     assert all(hasattr(sets, name) for name in DATASETS)
+    manual = Path(__file__).parents[2] / "docs" / "data.md"
+    assert all(f"`{name}`" in manual.read_text(encoding="utf-8") for name in DATASETS)
 
 
 def test_imagenet_is_a_folder_whose_classes_have_identifiers(shelf: Path) -> None:
