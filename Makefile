@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: serve test
 
 serve: $(VENV)/installed
-	$(BIN)/panel serve apps/main.py --show
+	$(BIN)/panel serve apps/main.py --plugins explorer.views.team --address 127.0.0.1 --show
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

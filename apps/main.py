@@ -1,4 +1,7 @@
-"""The page: ``panel serve apps/main.py --show``; what is tried is kept in the folder named by EXPLORER_PROJECT."""
+"""The page: ``panel serve apps/main.py --show``; what is tried is kept in the folder named by EXPLORER_PROJECT.
+
+For a team with ``--plugins explorer.views.team``: see docs/serving.md.
+"""
 
 import os
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -135,13 +135,12 @@ def chromium_drag(url: str) -> str | None:
     return times(taken)
 
 
-async def measured(model: str, images: int, sessions: int) -> list[Line]:
-    """Every figure of one network."""
-    found: list[Line] = []
+async def measured(model: str, images: int, sessions: int) -> AsyncIterator[Line]:
+    """Every figure of one network, as soon as it is known."""
     with served(model, images) as (url, begun):
         await first_page(url)
         took = time.monotonic() - begun
-        found.append(Line(f"{model}: command to first page", took / START, 1.0, f"{took:.1f} s of {START} s"))
+        yield Line(f"{model}: command to first page", took / START, 1.0, f"{took:.1f} s of {START} s")
         # The first visitor computes what all share.
         await left(url, [(await arrived(url))[0]])
         before = (await health(url))["resident_bytes"]
@@ -153,43 +152,34 @@ async def measured(model: str, images: int, sessions: int) -> list[Line]:
                 visitor, took = await arrived(url)
                 held.append(visitor)
                 opening.append(took)
-            if count == sessions:
-                grown = ((await health(url))["resident_bytes"] - before) / MIB
-            found.append(await edits(held, together=False))
-        found.append(await edits(held, together=True))
-        found.append(
-            Line(
-                f"{model}: memory of a session",
-                f"{grown / sessions:.1f}",
-                None,
-                f"MiB; {grown:.0f} MiB for {sessions}",
-            )
-        )
-        found.append(
-            Line(
-                f"{model}: until a page is open",
-                f"{np.median(opening):.2f}",
-                None,
-                f"s, median; last {opening[-1]:.2f} s",
-            )
-        )
+            grown = ((await health(url))["resident_bytes"] - before) / MIB
+            yield await edits(held, together=False)
+        yield await edits(held, together=True)
+        note = f"{grown:.0f} MiB for {sessions}"
+        yield Line(f"{model}: memory of a session, MiB", f"{grown / sessions:.1f}", None, note)
+        note = f"median; {opening[0]:.2f} s for the first, {opening[-1]:.2f} s for the last"
+        yield Line(f"{model}: until a page is open, s", f"{np.median(opening):.2f}", None, note)
         drawn = await asyncio.to_thread(chromium_drag, url)
         note = f"{drawn}; alone {ALONE} ms are wanted" if drawn else "not measured: no Chromium"
-        found.append(Line(f"{model}: drag in Chromium beside {sessions} sessions held", "", None, note))
+        yield Line(f"{model}: drag in Chromium beside {sessions} sessions held", "", None, note)
         await left(url, held)
         peak = (await health(url))["resident_bytes"]
         again = [(await arrived(url))[0] for _ in range(sessions)]
         more = ((await health(url))["resident_bytes"] - peak) / MIB
-        found.append(
-            Line(
-                f"{model}: growth by {sessions} more once the first have left", more / max(grown, 1), None,
-                f"{more:+.0f} MiB, after {grown:.0f} MiB for the first; 0 is all given back, 1 nothing",
-            )
-        )  # fmt: skip
+        note = f"{more:+.0f} MiB, after {grown:.0f} MiB for the first; 0 is all given back, 1 nothing"
+        yield Line(
+            f"{model}: growth by {sessions} more once these have left", more / max(grown, 1), None, note
+        )
         await left(url, again)
-    return found
 
 
 def lines(options: argparse.Namespace) -> Iterator[Line]:
     """Every figure of this module, of the first network."""
-    yield from asyncio.run(measured(options.models[0], options.images, options.sessions))
+    found = measured(options.models[0], options.images, options.sessions)
+
+    async def following() -> Line | None:
+        return await anext(found, None)
+
+    with asyncio.Runner() as runner:
+        while (line := runner.run(following())) is not None:
+            yield line

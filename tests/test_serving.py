@@ -484,3 +484,22 @@ def test_a_file_that_is_too_large_is_refused_by_the_server_too() -> None:
     field._handle_msg({**piece, "total_chunks": 1, "chunk": 1, "data": b"version: 1"})
     field._handle_msg({"status": "finished"})
     assert field.value == b"version: 1" and field.filename == "../../x.yaml"
+
+
+def test_a_page_whose_limits_nobody_keeps_stays_empty() -> None:
+    from bokeh.document import Document
+    from panel.io.state import set_curdoc
+
+    from explorer.errors import JobError
+    from explorer.views.app import check_guard
+    from explorer.views.limits import Limits, limits, set_limits
+
+    before = limits()
+    try:
+        with set_curdoc(Document()):
+            check_guard()
+            set_limits(Limits(sessions=1))
+            with pytest.raises(JobError, match="--plugins explorer"):
+                check_guard()
+    finally:
+        set_limits(before)
