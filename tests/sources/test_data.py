@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -396,6 +398,16 @@ def test_damaged_archives(tmp_path: Path) -> None:
     np.save(tmp_path / "single.npy", X)
     path.write_bytes((tmp_path / "single.npy").read_bytes())
     refused(str(path), "damaged or no .npz")
+
+
+@pytest.mark.parametrize("shape", [(1 << 40,), (1 << 21, 1 << 21), (-1, 28, 28), (1 << 62, 1 << 62)])
+def test_an_array_that_claims_more_than_it_holds(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """What the header says is looked at before memory is taken for it."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("images.npy", head.getvalue() + b"\0" * 100)
+    refused(str(tmp_path / "x.npz"), "images.npy claims|damaged or no .npz")
 
 
 class Explosive:
