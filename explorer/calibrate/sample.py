@@ -33,7 +33,7 @@ MOST_READ = 1 << 15
 # other blocks than one in so many is counted, and than so many.
 _BLOCK, _LOOKED, _FURTHEST, _MOST_FAR, _SHOWN = 1 << 8, 1 << 19, 32, 512, 1 << 12
 # Of more than twice as many values of a group of a tensor so many go into the histogram from which it is searched.
-_MOST_OF_TENSOR = 1 << 17
+_MOST_OF_TENSOR = 1 << 20
 # So many values that were looked at wait to be counted.
 _HELD = 1 << 18
 # Over so many bins to each side the counts of a sample are averaged, unless their dispersion is more than this.
@@ -132,7 +132,7 @@ class Sample:
     def binned(self, bins: int) -> Sample:
         """The same values in at most ``bins`` bins a group and a point for zero.
 
-        Each is counted, but of more than 262,144 values a group some 131,072, or a 64th where that is more.
+        Each is counted, but of more than 2,097,152 values a group some 1,048,576, or a 64th where that is more.
         """
         if self.values.shape[1] <= bins or self.bins is not None:
             return self
