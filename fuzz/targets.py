@@ -224,6 +224,53 @@ def _programs() -> list[bytes]:
     return [*found, mutate.zipped(touch)]
 
 
+def _models() -> list[bytes]:
+    """Float networks in ONNX: a convolution, and the arithmetic of shapes that exporters write."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    def made(nodes: list[Any], held: list[Any], shape: list[Any], result: list[Any]) -> bytes:
+        values = [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", shape), ("y", result))
+        ]
+        graph = helper.make_graph(nodes, "net", values[:1], values[1:], held)
+        opset = helper.make_opsetid("", 17)
+        return helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
+
+    def constant(name: str, array: Any) -> Any:
+        return numpy_helper.from_array(np.asarray(array), name)
+
+    state = {name: tensor.numpy() for name, tensor in net().state_dict().items() if tensor.dim()}
+    first = made(
+        [
+            helper.make_node("Conv", ["x", "stem.weight"], ["a"], "/stem/Conv", kernel_shape=[3, 3]),
+            helper.make_node("BatchNormalization", ["a", *(f"bn.{w}" for w in (
+                "weight", "bias", "running_mean", "running_var"))], ["b"], "/bn/BatchNormalization"),
+            helper.make_node("ReduceMean", ["b"], ["c"], axes=[2, 3], keepdims=0),
+            helper.make_node("Gemm", ["c", "fc.weight", "fc.bias"], ["y"], "/fc/Gemm", transB=1),
+        ],
+        [constant(name, array) for name, array in state.items()],
+        ["n", 1, 4, 4],
+        ["n", 3],
+    )  # fmt: skip
+    second = made(
+        [
+            helper.make_node("Shape", ["x"], ["s"]),
+            helper.make_node("Gather", ["s", "zero"], ["n"]),
+            helper.make_node("Unsqueeze", ["n", "axis"], ["ns"]),
+            helper.make_node("Concat", ["ns", "rest"], ["shape"], axis=0),
+            helper.make_node("Reshape", ["x", "shape"], ["r"]),
+            helper.make_node("MatMul", ["r", "w"], ["m"]),
+            helper.make_node("Add", ["b", "m"], ["z"]),
+            helper.make_node("Softmax", ["z"], ["y"], axis=-1),
+        ],
+        [constant("zero", np.int64(0)), constant("axis", np.array([0])), constant("rest", np.array([-1])),
+         constant("w", np.eye(4, 3, dtype=np.float32)), constant("b", np.ones(3, np.float32))],
+        ["n", 2, 2],
+        ["n", 3],
+    )  # fmt: skip
+    return [first, second]
+
+
 def _arrays() -> list[bytes]:
     kinds: list[dict[str, Any]] = [
         {"images": np.zeros((2, 4, 4), np.uint8), "labels": np.arange(2)},
@@ -350,6 +397,7 @@ TARGETS: dict[str, Target] = {
                on_disk(".safetensors", lambda path: load_model(net(), path)), mutate.as_safetensors),
         Target("checkpoint", _checkpoints, on_disk(".pt", lambda path: load_model(net(), path)), mutate.as_zip),
         Target("program", _programs, on_disk(".pt2", load_model), mutate.as_zip),
+        Target("onnx", _models, on_disk(".onnx", load_model), mutate.as_onnx),
         Target("npz", _arrays, on_disk(".npz", lambda path: load_data(path).read([0])), mutate.as_zip),
         Target("image", _images, _read_image),
         Target("encodings", _encodings, _foreign(".encodings"), mutate.as_json),

@@ -20,7 +20,9 @@ from explorer.sources.efficientnet import PACKAGED
 from explorer.sources.factory import call_factory, describe, describe_type, is_factory
 from explorer.sources.files import shipped
 from explorer.sources.loaded import LoadedModel, seeded
+from explorer.sources.onnxmodel import load_onnx
 from explorer.sources.program import load_program
+from explorer.sources.steps import Program
 from explorer.sources.timmmodels import from_timm
 from explorer.sources.torchvisionmodels import from_torchvision
 from explorer.sources.zoo import CLASSES, ZOO
@@ -31,6 +33,9 @@ LIBRARIES: dict[str, Callable[[str, str | None, bool], LoadedModel]] = {
     "timm:": from_timm,
 }
 
+# Each reads a network from a file that holds all of it, and one input for it.
+PROGRAMS: dict[str, Callable[[Path], tuple[Program, Tensor]]] = {".pt2": load_program, ".onnx": load_onnx}
+
 
 def load_model(
     spec: Any, checkpoint: str | os.PathLike[str] | None = None, download: bool = False
@@ -38,10 +43,10 @@ def load_model(
     """A network from its name, from a library, from the user's own Python, or from memory.
 
     ``spec`` is a name in ZOO or PACKAGED, ``torchvision:NAME[:WEIGHTS]``, ``timm:NAME[.TAG]``, a program saved by
-    torch.export (``.pt2``), a factory ``file.py:name`` or ``package.module:name``, or an nn.Module, which is copied
-    and itself left as it is.  ``checkpoint`` replaces the weights (see ``read_checkpoint``).  Weights that a name
-    asks for come from the library's cache on this machine; with ``download`` the library may fetch them.  A network
-    without weights gets random ones from seed 0.
+    torch.export (``.pt2``), an ONNX model (``.onnx``), a factory ``file.py:name`` or ``package.module:name``, or an
+    nn.Module, which is copied and itself left as it is.  ``checkpoint`` replaces the weights (see
+    ``read_checkpoint``).  Weights that a name asks for come from the library's cache on this machine; with
+    ``download`` the library may fetch them.  A network without weights gets random ones from seed 0.
     Raises ModelError, and CheckpointError for weights that are missing, damaged, not finite or of another
     network.
 
@@ -85,9 +90,10 @@ def _from_text(spec: str, checkpoint: str | None, download: bool) -> LoadedModel
         return _with_checkpoint(_from_zoo(spec, checkpoint is None), checkpoint)
     if spec in PACKAGED:
         return PACKAGED[spec](checkpoint)
-    if spec.endswith(".pt2"):
-        module, example = load_program(Path(spec).expanduser())
-        return _with_checkpoint(LoadedModel(spec, module, example), checkpoint)
+    for suffix, read in PROGRAMS.items():
+        if spec.endswith(suffix):
+            program, example = read(Path(spec).expanduser())
+            return _with_checkpoint(LoadedModel(spec, program, example), checkpoint)
     if spec.endswith(CHECKPOINT_SUFFIXES):
         raise ModelError(
             f"{spec} is a checkpoint, not a network; give the network, such as file.py:factory, "

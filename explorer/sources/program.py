@@ -9,34 +9,28 @@ set, tensors are raw bytes.  What results is captured like any other network.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import operator
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.traceback import annotate, preserve_node_meta
 
 from explorer.errors import ModelError, nearest
-from explorer.graph.ir import Ref, fill, refs
+from explorer.graph.ir import Ref
 from explorer.sources.collect import budget, in_words
 from explorer.sources.factory import describe
+from explorer.sources.steps import ROWS, Input, Program, Step, example_for, names_in, unchanged
 
 SCHEMA, ARCHIVE = 8, b"0"
 # The program's text, bytes: that of a network of ten thousand operators has some 20 MB.
 LONGEST = 1 << 28
 # Elements that a tensor may claim beyond those that the file holds, as one that is expanded does.
 _EXPANDED = 1 << 20
-# One value of the network on a few examples, bytes.
-_LARGEST_VALUE = 1 << 32
-_ROWS = 2
 
 # By the numbers of the schema.
 _DTYPES: dict[int, torch.dtype] = {
@@ -92,77 +86,11 @@ _WORDS = (
 )
 _OPERATOR = re.compile(r"torch\.ops\.aten\.([a-z_][a-z0-9_]*)\.([A-Za-z0-9_]+)")
 _WRAPPER = "torch.ops.higher_order.wrap_with_set_grad_enabled"
+_FREE = (
+    "export it for any batch: torch.export.export(module, (x,), "
+    'dynamic_shapes=({0: torch.export.Dim("batch")},)).'
+)
 _SAVE_AGAIN = "save it again with torch.export.save of the present torch."
-
-
-class Step(NamedTuple):
-    """One operator of a program.
-
-    Args:
-        call: the operator.
-        args: by position, with a :class:`Ref` for each value of another step.
-        kwargs: by name.
-        result: the name of its value, or a tuple of names and None for several.
-        module: the path of the user's module that it comes from.
-        source: file and line of the user's code.
-        last: the values that no later step reads.
-    """
-
-    call: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    result: Any
-    module: str
-    source: str
-    last: tuple[str, ...] = ()
-
-
-class Program(nn.Module):
-    """A program as a module: calls its operators in order.
-
-    Args:
-        tensors: parameters and buffers by the names that the user's module gave them.
-        held: the name of the value that each of them is.
-        temporary: those that a state_dict leaves out.
-        image: the name of the input's value.
-        steps: the operators.
-        mutated: buffers, with the value that they take at the end.
-        results: the names of the results, by name or in order, or of the one that there is.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], held: Mapping[str, str], temporary: Sequence[str], image: str,
-                 steps: Sequence[Step], mutated: Mapping[str, str], results: Any) -> None:  # fmt: skip
-        super().__init__()
-        for name, tensor in tensors.items():
-            _hold(self, name, tensor, name not in temporary)
-        self._held, self._image, self._results = dict(held), image, results
-        self._mutated, self._steps = dict(mutated), _freed(steps, {*mutated.values(), *refs(results)})
-
-    def forward(self, x: Tensor) -> Any:
-        """The results for a batch."""
-        return self.run(x)
-
-    def run(self, x: Tensor, seen: Callable[[Step, Any], None] | None = None) -> Any:
-        """The results for a batch; ``seen`` is told of each step's value."""
-        values: dict[str, Any] = {self._image: x}
-        own = {
-            **dict(self.named_parameters(remove_duplicate=False)),
-            **dict(self.named_buffers(remove_duplicate=False)),
-        }
-        values |= {name: own[owner] for name, owner in self._held.items()}
-        for step in self._steps:
-            # A capture of this module learns here what the user called the step's own.
-            with preserve_node_meta(), annotate({"explorer": (step.module, step.source)}):
-                value = step.call(*fill(step.args, values), **fill(dict(step.kwargs), values))
-            _bind(step.result, value, values)
-            if seen is not None:
-                seen(step, value)
-            for name in step.last:
-                values.pop(name, None)
-        for buffer, name in self._mutated.items():
-            own[buffer].copy_(values[name])
-        results = fill(self._results, values)
-        return results if not isinstance(results, list) else tuple(results)
 
 
 def load_program(path: Path) -> tuple[Program, Tensor]:
@@ -299,32 +227,7 @@ def _whole(number: Any) -> int:
     return found
 
 
-def _hold(module: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
-    """Give a module a tensor at a path such as ``layer1.0.weight``."""
-    *path, last = name.split(".")
-    for part in path:
-        inner = module._modules.get(part)
-        if inner is None:
-            inner = nn.Module()
-            module.add_module(part, inner)
-        module = inner
-    if isinstance(tensor, nn.Parameter):
-        module.register_parameter(last, tensor)
-    else:
-        module.register_buffer(last, tensor, persistent)
-
-
 # -- the program --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Input:
-    """The one input: the name of its value, its type, and each axis with None for one of any size and a hint."""
-
-    name: str
-    dtype: torch.dtype
-    sizes: tuple[int | None, ...]
-    hints: tuple[int, ...]
 
 
 def _checked(archive: _Archive, name: str) -> tuple[Program, Tensor]:
@@ -350,8 +253,8 @@ def _checked(archive: _Archive, name: str) -> tuple[Program, Tensor]:
     owners = set(held.values())
     used = {owner: tensor for owner, tensor in tensors.items() if owner in owners}
     module = Program(used, held, temporary, image.name, steps, mutated, results).eval()
-    with _unchanged(module):
-        return module, _example(module, image, name)
+    with unchanged(module):
+        return module, example_for(module, image, name, _FREE)
 
 
 def _inputs(specs: Any, name: str) -> tuple[dict[str, str], list[str], list[str], dict[str, Any]]:
@@ -384,7 +287,7 @@ def _inputs(specs: Any, name: str) -> tuple[dict[str, str], list[str], list[str]
     return held, temporary, images, values
 
 
-def _image(graph: Any, value: str, name: str) -> _Input:
+def _image(graph: Any, value: str, name: str) -> Input:
     meta = graph["tensor_values"][value]
     dtype = _DTYPES.get(meta["dtype"])
     if dtype not in (torch.float32, torch.int32, torch.int64):
@@ -398,14 +301,14 @@ def _image(graph: Any, value: str, name: str) -> _Input:
             sizes.append(_whole(size))
             hints.append(_whole(size))
         else:
-            hint = (size["as_expr"].get("hint") or {"as_int": _ROWS})["as_int"]
+            hint = (size["as_expr"].get("hint") or {"as_int": ROWS})["as_int"]
             sizes.append(None)
             hints.append(_whole({"as_int": hint}))
     if not sizes or min(hints) < 1:
         raise ModelError(
             f"The program {name} takes an input without axes or of size 0; its first axis must be the batch."
         )
-    return _Input(value, dtype, tuple(sizes), tuple(hints))
+    return Input(value, dtype, tuple(sizes), tuple(hints))
 
 
 def _outputs(module: Any, values: Mapping[str, Any], name: str) -> tuple[dict[str, str], Any]:
@@ -482,7 +385,7 @@ def _inner(node: Any, values: Mapping[str, Any], name: str) -> Iterator[Step]:
     for step in _steps(graph["nodes"], values, name):
         args, kwargs = _renamed(step.args, prefix), _renamed(dict(step.kwargs), prefix)
         yield step._replace(args=args, kwargs=kwargs, result=_prefixed(step.result, prefix))
-    outer = list(_names(tuple(_result(each) for each in node["outputs"])))
+    outer = list(names_in(tuple(_result(each) for each in node["outputs"])))
     for inner, place in zip(graph["outputs"], outer, strict=True):
         yield Step(_same, (_renamed(_argument(inner, values), prefix),), {}, place, "", "")
 
@@ -609,32 +512,6 @@ def _result(output: Any) -> Any:
     raise ModelError(f"The program has a result of the kind {form!r}, which is not read.")
 
 
-def _bind(result: Any, value: Any, values: dict[str, Any]) -> None:
-    if isinstance(result, tuple):
-        for each, item in zip(result, value, strict=True):
-            _bind(each, item, values)
-    elif result is not None:
-        values[result] = value
-
-
-def _names(result: Any) -> Iterator[str]:
-    for each in result if isinstance(result, tuple) else (result,):
-        if isinstance(each, tuple):
-            yield from _names(each)
-        elif each is not None:
-            yield each
-
-
-def _freed(steps: Sequence[Step], kept: set[str]) -> tuple[Step, ...]:
-    """The steps, each with the values that may go after it."""
-    later, found = set(kept), list[Step]()
-    for step in reversed(steps):
-        own = {*refs(step.args), *refs(dict(step.kwargs)), *_names(step.result)}
-        found.append(step._replace(last=tuple(sorted(own - later))))
-        later |= own
-    return tuple(reversed(found))
-
-
 def _path(stack: str) -> str:
     """The innermost module of a stack as the schema has it: ``key,path,type`` with ``;`` between."""
     parts = stack.rpartition(";")[2].split(",")
@@ -649,105 +526,3 @@ def _line(trace: str) -> str:
     places = re.findall(r'File "([^"]+)", line (\d+)', trace)
     own = [place for place in places if not re.search(r"(^|[/\\])torch[/\\]", place[0])]
     return f"{own[-1][0]}:{own[-1][1]}" if own else ""
-
-
-# -- what it is good for ------------------------------------------------------------------------------------------
-
-
-def _example(module: Program, image: _Input, name: str) -> Tensor:
-    """A few examples, on which the program is seen to work for any number of them.
-
-    Raises:
-        ModelError: when it holds on to the size of its batch, fails, or makes values that are too large.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    fixed = image.sizes[0]
-    rows = _ROWS if fixed is None else 2 * fixed
-    inner = image.hints[1:]
-
-    def too_large(step: Step, value: Any) -> None:
-        for each in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(each, Tensor) and each.numel() * each.element_size() > _LARGEST_VALUE:
-                raise ModelError(
-                    f"The program {name} makes a value of shape {tuple(each.shape)} for {rows} examples, "
-                    "too large to run."
-                )
-
-    if math.prod((rows, *inner)) > _LARGEST_VALUE // 8:
-        raise ModelError(f"The program {name} takes inputs of shape {image.hints}, too large to run.")
-    try:
-        for count in {rows, rows + (fixed or 1)}:
-            # Shapes alone are computed: nothing of the size that a hostile file may name is made.
-            with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-                returned = module.run(torch.empty((count, *inner), dtype=image.dtype), too_large)
-            if fixed is not None and not _leads(returned, count):
-                raise RuntimeError(f"the result for {count} examples is another")
-    except ModelError:
-        raise
-    except Exception as problem:
-        if fixed is not None:
-            raise _fixed(name, fixed) from problem
-        raise ModelError(f"The program {name} fails on {rows} examples: {describe(problem)}.") from problem
-    if not image.dtype.is_floating_point:
-        return torch.zeros((rows, *inner), dtype=image.dtype)
-    example = torch.randn((rows, *inner), generator=torch.Generator().manual_seed(0))
-    if fixed is not None:
-        _check_rows(module, example, fixed, name)
-        example = example[: max(fixed, _ROWS)]
-    return example
-
-
-@contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Trying a network that counts its calls leaves no trace in it."""
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No dump of torch's own when an operator refuses its shapes; that comes as an error."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-def _tensors(returned: Any) -> list[Tensor]:
-    parts = returned.values() if isinstance(returned, dict) else returned
-    return [
-        part
-        for part in (parts if isinstance(returned, dict | tuple) else (returned,))
-        if isinstance(part, Tensor)
-    ]
-
-
-def _leads(returned: Any, count: int) -> bool:
-    return all(part.dim() > 0 and part.shape[0] == count for part in _tensors(returned))
-
-
-def _fixed(name: str, size: int) -> ModelError:
-    return ModelError(
-        f"The program {name} works for batches of {size} only; export it for any batch: "
-        'torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).'
-    )
-
-
-def _check_rows(module: Program, example: Tensor, size: int, name: str) -> None:
-    """Two batches at once give what each of them gives by itself, though the program was exported for one."""
-    with torch.inference_mode():
-        whole = _tensors(module(example))
-        parts = [_tensors(module(example[start : start + size])) for start in (0, size)]
-    for index, both in enumerate(whole):
-        apart = torch.cat([part[index] for part in parts])
-        if apart.shape != both.shape or not torch.allclose(apart, both, rtol=1e-3, atol=1e-4):
-            raise _fixed(name, size)

@@ -67,14 +67,26 @@ def module_path(name: str) -> str:
 
     >>> module_path("/layer1/layer1.0/conv1/Conv_output_0"), module_path("layer1.0.conv1.weight_quantized")
     ('layer1.0.conv1', 'layer1.0.conv1')
+    >>> module_path("/features/features.1/block/block.0/block.0.2/Conv")
+    'features.1.block.0.2'
     >>> module_path("model.fc.bias"), module_path("/fc/Gemm")
     ('model.fc', 'fc')
     """
     if "/" in name:
         path = ""
-        # An exporter's scope repeats the whole path of a member of a container: layer1/layer1.0/conv1.
+        # An exporter's scope repeats the path of a member of a container, whole or from the container on:
+        # layer1/layer1.0/conv1, features/features.1/block/block.0.
         for piece in name.strip("/").split("/")[:-1]:
-            path = piece if not path or piece.startswith(path + ".") else f"{path}.{piece}"
+            parts = path.split(".")
+            ends = (".".join(parts[start:]) for start in range(len(parts) if path else 0))
+            known = next((end for end in ends if piece.startswith(end + ".")), None)
+            path = (
+                piece
+                if not path
+                else f"{path}.{piece}"
+                if known is None
+                else path + piece.removeprefix(known)
+            )
         return re.sub(r"_\d+$", "", path) if re.search(r"[a-zA-Z]_\d+$", path) else path
     name = _ENDINGS.sub("", name)
     return re.sub(r"[._](weight|bias)$", "", name)
