@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULT_MODEL,
         metavar="M",
         help=f"{', '.join((*ZOO, *PACKAGED))}, torchvision:NAME[:WEIGHTS], timm:NAME[.TAG], "
-        "package.module:factory or file.py:factory "
+        "package.module:factory, file.py:factory, a program of torch.export (.pt2) or an ONNX model "
         "(default: %(default)s)",
     )
     group.add_argument(

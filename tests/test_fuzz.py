@@ -9,6 +9,7 @@ import pytest
 from explorer.errors import LONGEST, ExplorerError
 from fuzz.engines import Runner, scratch, with_hypothesis
 from fuzz.law import Broken, attempt
+from fuzz.mutate import zipped
 from fuzz.targets import TARGETS, Target
 
 
@@ -36,6 +37,9 @@ FOUND = [
         + b"".join(b"%c: &%c [%s]\n" % (c + 1, c + 1, b",".join([b"*%c" % c] * 9)) for c in b"abcdefghij")
         + b"version: 1\n",
     ),
+    ("checkpoint", b"\x80\x02\x8d" + (1 << 40).to_bytes(8, "little")),
+    ("image", b"P6 9000 9000 255\n"),
+    ("npz", zipped([("images.npy", b"\x93NUMPY\x01\0\x06\0{(1,")])),
     ("encodings", b'{"param_encodings": {"fc.weight": [{"bitwidth": 1e12, "scale": 1, "offset": 0}]}}'),
     ("encodings", b'{"version": "1.0.0", "param_encodings": [{"name": "fc.weight", "bw": 8, "is_sym": true, '
                   b'"scale": [], "offset": []}]}'),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -141,7 +142,11 @@ def _torch_load(file: Path) -> Any:
                 f"The checkpoint {file} is compressed, which torch.save never does; save it with torch.save."
             )
     # map_location: a checkpoint written on a GPU is read anywhere
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+    if is_zip:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        # Mapped: a length in the pickle that is beyond the file's end asks for no memory.
+        return torch.load(cast(IO[bytes], content), map_location="cpu", weights_only=True)
 
 
 def _shards(file: Path, source: str) -> dict[str, Tensor]:

@@ -190,10 +190,18 @@ def _is_whole(image: Image.Image, stream: IO[bytes]) -> bool:
     return False
 
 
+# A larger image of one colour has a few thousand pixels in a byte, a picture a hundred at most.
+_SMALL, _DENSEST = 1 << 22, 4096
+
+
 def _opened(stream: IO[bytes]) -> Image.Image:
     image = Image.open(stream, formats=_FORMATS)
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise DamagedImage(_too_large())
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    if image.width * image.height > max(_SMALL, _DENSEST * size):
+        raise DamagedImage(f"it claims {image.width:,} x {image.height:,} pixels in {size:,} bytes.")
     return image
 
 
