@@ -117,6 +117,7 @@ REASONS: dict[str, str] = {
     "addmm": "a matrix product whose left factor is a parameter",
     "scaled_dot_product_attention": "an attention with a parameter for its queries, keys or values",
     "add": "a parameter that is added to activations",
+    "addcmul": "parameters that multiply activations element by element and are added to them",
     "mul": "a parameter that multiplies activations element by element",
     "expand": "a parameter that is repeated for each example",
     "cat": "a parameter that is joined to activations",
