@@ -78,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     group.add_argument(
+        "--device", default="cpu", metavar="D", help="cpu, cuda, cuda:N, or auto (default: %(default)s)"
+    )
+    group.add_argument(
         "--output",
         metavar="NAME",
         help="which result of a network that returns several: a name, an index, a.0",
@@ -336,6 +339,7 @@ def _arguments(options: argparse.Namespace, executor: Hands | None = None) -> di
         "output": options.output,
         "executor": executor,
         "metric": options.metric,
+        "device": options.device,
     }
 
 

@@ -137,9 +137,11 @@ class Session:
         metric: what the network is measured by: a name in ``explorer.study.METRICS``, a function of (outputs, targets)
             that gives one score for each example, larger being better, ``file.py:function``, or a ``Metric``.  None
             takes top-1 for results (images, classes), and otherwise what suits their shape.
+        device: where the network is computed: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``, which takes CUDA where there
+            is some.  Results come back to the CPU, and differ between devices by rounding.
 
     Raises:
-        JobError: for workers that cannot be reached or do not fit.
+        JobError: for workers that cannot be reached or do not fit, and a device that is not there.
         MetricError: for a metric that does not exist or does not fit.
         ModelError, CheckpointError, DataError, RecipeError: for what cannot be read or does not fit.
         ProjectError: for a project folder that cannot be written to.
@@ -167,10 +169,11 @@ class Session:
         download: bool = False,
         executor: Executor | Hands | None = None,
         metric: str | Metric | Callable[..., Tensor] | None = None,
+        device: str = "cpu",
     ) -> None:
         self.subject = subject or make_subject(
             model, data, calibration, evaluation, example, checkpoint, preprocess, calibration_images,
-            fold, store_bytes, seed, store_folder, output, subset, download, executor, metric,
+            fold, store_bytes, seed, store_folder, output, subset, download, executor, metric, device,
         )  # fmt: skip
         first = self._checked(Recipe.preset(recipe) if isinstance(recipe, str) else recipe)
         # A reviewer's, for the report; no part of the recipe or its history.

@@ -6,15 +6,16 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from explorer.errors import DataError
+from explorer.errors import DataError, JobError
 from explorer.graph import Batch, Calibration, Disk, Engine, Graph, Layer, Plan, Store, capture, plan
+from explorer.graph.device import device_bytes, device_of
 from explorer.graph.ir import digest, tensor_digest
 from explorer.graph.memory import free_bytes
 from explorer.recipe import Recipe, TensorScheme
@@ -44,30 +45,29 @@ _HELD_BYTES = 1 << 29
 _LOOKED_AT = 16
 DEFAULT_MODEL = "fashion-resnet20"
 
-_store: Store | None = None
+_stores: dict[str, Store] = {}
 _store_lock = threading.Lock()
 
 
-def shared_store() -> Store:
-    """The store of this process: keys are contents, so all sessions may share it."""
-    global _store
+def shared_store(device: str = "cpu") -> Store:
+    """The store of this process for a device: keys are contents, so all sessions may share it."""
     with _store_lock:
-        if _store is None:
-            _store = Store(default_budget())
-        return _store
+        if device not in _stores:
+            _stores[device] = Store(default_budget(device))
+        return _stores[device]
 
 
-def default_budget() -> int:
-    """A quarter of the memory that is free, and 256 MiB at least."""
-    return max(1 << 28, free_bytes() // 4)
+def default_budget(device: str = "cpu") -> int:
+    """A quarter of the memory that is free on the device, and 256 MiB at least."""
+    return max(1 << 28, (free_bytes() if device == "cpu" else device_bytes(device)) // 4)
 
 
-def _store_for(budget: int | None, folder: str | os.PathLike[str] | None) -> Store:
+def _store_for(budget: int | None, folder: str | os.PathLike[str] | None, device: str) -> Store:
     """The store that the process shares, or one of its own for a budget or a folder of its own."""
     if budget is None and folder is None:
-        return shared_store()
+        return shared_store(device)
     disk = None if folder is None else Disk(folder, kinds=(ErrorSums,))
-    return Store(default_budget() if budget is None else budget, disk)
+    return Store(default_budget(device) if budget is None else budget, disk)
 
 
 class Stream:
@@ -240,9 +240,13 @@ def make_subject(
     download: bool = False,
     executor: Executor | Hands | None = None,
     metric: str | Metric | Callable[..., Tensor] | None = None,
+    device: str = "cpu",
 ) -> Subject:
     """Load and capture a network and its images.  The arguments are those of :class:`Session`."""
     wanted_metric = None if metric is None else load_metric(metric)
+    place_of_work = device_of(device)
+    if executor is not None and place_of_work != "cpu":
+        raise JobError("An executor's workers compute on their own CPUs; leave device= out, or executor=.")
     loaded = model if isinstance(model, LoadedModel) else load_model(model, checkpoint, download)
     wish = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
     if data is not None and evaluation is not None:
@@ -274,12 +278,13 @@ def make_subject(
     results = graph.by_name[graph.output].shape
     chosen_metric = wanted_metric or usual_metric(results, images.read([0]).labels)
     check_fit(chosen_metric, results)
+    graph = replace(graph, device=place_of_work)
     which, how = _which(images, subset, seed), ""
     if len(results) == 2 and chosen_metric.classes:
         fitted, how = fit_labels(images, loaded.classes, results[1])
         tuning = fitted if tuning is images else fit_labels(tuning, loaded.classes, results[1])[0]
         images = fitted
-    engine = Engine(graph, _store_for(store_bytes, store_folder))
+    engine = Engine(graph, _store_for(store_bytes, store_folder, place_of_work))
     if store_bytes is not None:
         engine.check_budget()
     floats = plan(graph, Recipe.preset("fp32"), _no_params)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from explorer.errors import JobError
 from explorer.formats import QParams
+from explorer.graph.device import CPU, device_name, moved, placed
 from explorer.graph.fakequant import quantize_activation
 from explorer.graph.ir import Graph, Layer, Node, digest, tensor_digest
 from explorer.graph.memory import keep_pages
@@ -56,6 +57,8 @@ def environment() -> str:
 
 # Batches whose largest activation is about this long stay near the cache.
 _CACHE_BYTES = 8 << 20
+# On another device a batch is to fill its processors.
+_DEVICE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +151,7 @@ def worked_out(
 ) -> Plan:
     """The plan of schemes and parameters that are known: the key of every node.  See :class:`Plan`."""
     keys: dict[str, str] = {graph.input: "images", **graph.digests}
-    here = environment()
+    here = environment() + device_name(graph.device)
     for node in graph.nodes:
         parts = [here, node.signature, *(keys[name] for name in node.inputs)]
         layer_here = graph.layer_at.get(node.name)
@@ -186,8 +189,8 @@ class Engine:
     """Evaluates plans of one graph on batches.
 
     Args:
-        graph: the network.
-        store: keeps what is worth keeping.
+        graph: the network, and the device to compute it on.
+        store: keeps what is worth keeping, where it was computed.
         computed: how often each node has been computed, for those who want to check that nothing is twice.
     """
 
@@ -197,12 +200,21 @@ class Engine:
 
     def __post_init__(self) -> None:
         keep_pages()
+        self._device = torch.device(self.graph.device)
+        self._nodes: Mapping[str, Node] = self.graph.by_name
+        self._constants: Mapping[str, Tensor] = self.graph.constants
+        if self._device != CPU:
+            self._nodes = {name: placed(node, self._device) for name, node in self.graph.by_name.items()}
+            self._constants = {
+                name: moved(tensor, self._device) for name, tensor in self.graph.constants.items()
+            }
 
     def batch_size(self) -> int:
         """How many images at a time keep the largest activation near the cache, from 8 to 200."""
         batch = self.graph.example_batch
         sizes = [4 * math.prod(node.shape) / batch for node in self.graph.nodes if node.shape[:1] == (batch,)]
-        return int(max(8, min(200, _CACHE_BYTES // max([1.0, *sizes]))))
+        room = _CACHE_BYTES if self._device == CPU else _DEVICE_BYTES
+        return int(max(8, min(200, room // max([1.0, *sizes]))))
 
     def check_budget(self) -> None:
         """Refuse a store that cannot hold the largest of a batch's values that are worth keeping.
@@ -243,6 +255,20 @@ class Engine:
             self.store.put(key, found, time.perf_counter() - begun)
         return found
 
+    def _weight_there(self, layer: Layer, scheme: TensorScheme, given: QParams | None) -> Tensor:
+        """The same on the engine's device."""
+        if self._device == CPU:
+            return self.weight(layer, scheme, given)
+        assert layer.weight is not None
+        if scheme.off:
+            return self._constants[layer.weight]
+        key = f"{weight_key(self.graph, layer, scheme, given)}@{self._device}"
+        found = self.store.get(key)
+        if found is None:
+            found = moved(self.weight(layer, scheme, given), self._device)
+            self.store.put(key, found)
+        return moved(found, self._device)
+
     def run(
         self, plan: Plan, batch: Batch, wanted: Iterable[str] | None = None, keep: bool = True
     ) -> dict[str, Any]:
@@ -274,8 +300,9 @@ class Engine:
             self.store.touch(f"{plan.keys[name]}:{batch.key}" for name in kept - needed)
         uses = Counter(i for name in needed for i in graph.by_name[name].inputs)
         for name in [name for name in values if name in asked]:
-            yield name, values[name] if uses[name] else values.pop(name)
-        values |= {graph.input: batch.images}
+            yield name, moved(values[name] if uses[name] else values.pop(name), CPU)
+        if uses[graph.input]:
+            values |= {graph.input: moved(batch.images, self._device)}
         seconds: dict[str, float] = {}
         for name in sorted(needed, key=graph.order.__getitem__):
             node = graph.by_name[name]
@@ -293,7 +320,7 @@ class Engine:
             if uses[name]:
                 values[name] = value
             if name in asked:
-                yield name, value
+                yield name, moved(value, CPU)
             del value
 
     def _pull(self, plan: Plan, batch: Batch, asked: set[str]) -> tuple[dict[str, Any], set[str]]:
@@ -311,7 +338,8 @@ class Engine:
             if name in graph.worth_keeping:
                 found = self.store.get(f"{plan.keys[name]}:{batch.key}")
                 if found is not None:
-                    values[name] = found
+                    # What comes from a folder is not on the device yet.
+                    values[name] = moved(found, self._device)
                     continue
             needed.add(name)
             pending += graph.by_name[name].inputs
@@ -319,18 +347,20 @@ class Engine:
 
     def compute(self, plan: Plan, name: str, values: Mapping[str, Any]) -> Any:
         """The value of one node from those of its inputs, quantized as ``plan`` says; nothing is stored."""
-        return self._compute(plan, self.graph.by_name[name], values)[1]
+        node = self.graph.by_name[name]
+        there = {source: moved(values[source], self._device) for source in node.inputs if source in values}
+        return moved(self._compute(plan, node, there)[1], CPU)
 
     def _compute(self, plan: Plan, node: Node, values: Mapping[str, Any]) -> tuple[float, Any]:
         """The value of one node and the seconds it took, those for its weight apart."""
         HAND.breathe()
         graph = self.graph
-        constants = graph.constants
+        constants = self._constants
         inputs = {i: constants[i] if i in constants else values[i] for i in node.inputs}
         layer = graph.layer_at.get(node.name)
         if layer is not None and layer.weight is not None:
             scheme, given = plan.configs[layer.name].weight, plan.weights.get(layer.name)
-            inputs[layer.weight] = self.weight(layer, scheme, given)
+            inputs[layer.weight] = self._weight_there(layer, scheme, given)
         begun = time.perf_counter()
         changes: dict[str, Callable[[Tensor], Tensor]] = {}
         if layer is not None and not plan.configs[layer.name].input.off:
@@ -341,5 +371,5 @@ class Engine:
                 changes[source] = functools.partial(
                     quantize_activation, scheme=scheme, params=fixed, channel=layer.channel
                 )
-        result = call_with(node, inputs, changes)
+        result = call_with(self._nodes[node.name], inputs, changes)
         return time.perf_counter() - begun, result

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from explorer.calibrate import MinMax, Sample, fit
 from explorer.formats import Channel, FloatFormat, Granularity, QParams, fake_quantize_
+from explorer.formats.roundings import Nearest
+from explorer.graph.device import CPU, moved
 from explorer.recipe import TensorScheme
 
 
@@ -23,15 +25,29 @@ def quantize_activation(values: Tensor, scheme: TensorScheme, params: QParams | 
     if not values.is_floating_point():
         return values
     number = scheme.number
+    if values.device != CPU and not _anywhere(scheme, params):
+        return moved(quantize_activation(moved(values, CPU), scheme, params, channel), values.device)
     if isinstance(number, FloatFormat):
         return number.snap(scheme.rounds.floating(values, number, len(values)))
     grain = scheme.grain
     if params is None:
         return _dynamic(values, scheme, channel)
     channel %= values.dim()
-    spread = params.spread(lambda number: grain.expand(number, values.shape, channel))
+    scale, zero_point = params.spread(lambda number: grain.expand(number, values.shape, channel))
+    # One number for all is read as a number.
+    zero_point = zero_point if zero_point.numel() == 1 else moved(zero_point, values.device)
+    spread = moved(scale, values.device), zero_point
     chosen = scheme.rounds.scaled(values, *spread, params, len(values))
     return fake_quantize_(chosen, *spread, params)
+
+
+def _anywhere(scheme: TensorScheme, params: QParams | None) -> bool:
+    """Whether quantization is a few operators of torch: no lists of levels, no chances, no ranges to be found."""
+    if not isinstance(scheme.rounds, Nearest):
+        return False
+    if isinstance(scheme.number, FloatFormat):
+        return True
+    return params is not None and params.levels is None and params.book is None
 
 
 def dynamic_rows(values: Tensor, scheme: TensorScheme, channel: int) -> tuple[Tensor, Granularity]:

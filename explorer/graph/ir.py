@@ -196,6 +196,7 @@ class Graph:
         layers: in the order of execution.
         example_batch: how many examples the shapes of the nodes are for.
         example_shape: the shape of one image.
+        device: where an engine is to compute it; everything here stays on the CPU.
     """
 
     nodes: tuple[Node, ...]
@@ -206,6 +207,7 @@ class Graph:
     layers: tuple[Layer, ...]
     example_batch: int
     example_shape: tuple[int, ...]
+    device: str = "cpu"
 
     @cached_property
     def by_name(self) -> Mapping[str, Node]:

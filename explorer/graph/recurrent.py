@@ -125,7 +125,10 @@ LOOPS: dict[str, Callable[..., Tensor]] = {
 }
 # Every function that may be a node of a graph, by its name.
 STEPS: dict[str, Callable[..., Tensor]] = {
-    step.__name__: step for step in (*LOOPS.values(), lstm_cell_state, lstm_hidden_state, gru_hidden_state)
+    **{f"{name}_states": loop for name, loop in LOOPS.items()},
+    "lstm_cell_state": lstm_cell_state,
+    "lstm_hidden_state": lstm_hidden_state,
+    "gru_hidden_state": gru_hidden_state,
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from explorer.errors import JobError
+from explorer.graph.device import CPU, moved
 from explorer.graph.disk import Disk
 from explorer.graph.eviction import Ranking
 
@@ -107,7 +108,7 @@ class Store:
         value = owned(value)
         self._keep(key, value, seconds)
         if self.disk is not None:
-            self.disk.put(key, value, seconds)
+            self.disk.put(key, moved(value, CPU), seconds)
 
     def touch(self, keys: Iterable[str]) -> None:
         """Renew entries that are in use though nobody has asked for them just now."""
