@@ -32,8 +32,8 @@ class Step:
 STEPS = (
     Step(
         "Choose a layer.",
-        "The one with the lowest SQNR is chosen already; which one matters to the network, KL if int4 tells. A click "
-        "on a name in the table takes another.",
+        "The one with the lowest SQNR is chosen already; which one matters to the network, the column with int4 tells. "
+        "A click on a name in the table takes another.",
         "place-table",
         "layer",
     ),

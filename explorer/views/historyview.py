@@ -177,7 +177,9 @@ class HistoryView:
         self.pane = kit.bokeh(self.plot.figure, sizing_mode="stretch_width", height=HEIGHT)
         publisher.panes.append(self.pane)
         self.across = kit.choice(list(ACROSS), next(iter(ACROSS)), sx=theme.TABS)
-        self.up = kit.choice(list(UP), UP[0], sx=theme.TABS)
+        # What the metric is called, and the difference.
+        self.ups = dict(zip((state.session.metric.called(), UP[1]), UP, strict=True))
+        self.up = kit.choice(list(self.ups), next(iter(self.ups)), sx=theme.TABS)
         self.name = kit.text("name of the present one", width=190, max_length=LONGEST_NAME)
         self.give = kit.button("Name it", on_click=lambda *_: self._name(), width=82)
         self.words = kit.html(css=CSS, height=20)
@@ -246,7 +248,8 @@ class HistoryView:
             here = session.tried.get(session.recipe.digest)
             self.name.param.update(value=here.name if here else "", value_input=here.name if here else "")
         if now[:4] != self._drawn[:4]:
-            self.plot.update(trials, session.recipe, self.across.value, self.up.value, session.changes)
+            up = self.ups[self.up.value]
+            self.plot.update(trials, session.recipe, self.across.value, up, session.changes)
         self._drawn = now
         self.words.object = self._said(len(trials))
         rows = "".join(

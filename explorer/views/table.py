@@ -144,7 +144,7 @@ class LayerTable:
         self.table: Any = kit.table(
             frame(state),
             hidden_columns=HIDDEN,
-            titles=TITLES if classes else TITLES | {"sens": "error if int4"},
+            titles=TITLES if classes else TITLES | {"sens": "err. int4"},
             widths=WIDTHS,
             editors=self._editors(),
             formatters=self._formatters(),
