@@ -22,7 +22,7 @@ from explorer.sources import ZOO
 
 # ``peers`` is run only when it is named: it makes environments and installs other tools in them; so is ``serving``,
 # which takes the whole machine.
-MODULES = ("engine", "memory", "calibration", "sensitivity", "page")
+MODULES = ("engine", "memory", "calibration", "sensitivity", "cluster", "page")
 
 
 def main() -> None:
