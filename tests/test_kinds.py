@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+import explorer as qx
 from explorer.cost import cost
 from explorer.graph import Batch, Calibration, Engine, Graph, Plan, Store, plan
 from explorer.graph.capture import run
 from explorer.graph.ir import Node
 from explorer.graph.wire import graph_from_bytes, graph_to_bytes
 from explorer.recipe import Recipe
-from tests.kinds import KINDS, graph_of, module_of
-from tests.nets import ready
+from tests.kinds import KINDS, graph_of, kind, module_of
+from tests.nets import images, ready
 
 FLOAT = Recipe.preset("fp32")
 ALL = pytest.mark.parametrize("name", KINDS)
@@ -247,3 +249,21 @@ def test_what_a_recurrent_layer_reads_can_be_observed(name: str) -> None:
         assert (
             values[reads].shape == (3, 5, 4) and not values[reads][:, 0].any() and values[reads][:, 1:].any()
         )
+
+
+def test_windows_are_counted_with_their_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that sees several rows of each image: the instant tier adds them up and finds the exact order of size."""
+    monkeypatch.setattr("explorer.study.instant._WORK", 0)
+    parts = {f"part{place}": (lambda: nn.Linear(4, 4)) for place in range(9)}
+
+    def way(m: Any, x: Tensor) -> Tensor:
+        rows = x.reshape(len(x) * 3, 2, 4)
+        for name in parts:
+            rows = rows + getattr(m, name)(rows).relu()
+        return rows.reshape(len(x), -1)[:, :3]
+
+    module = ready(kind(way, (3, 2, 4), {}, **parts).build)
+    session = qx.Session(module, data=images((3, 2, 4), 400), store_bytes=1 << 24)
+    found = session.sensitivity(["int4"], method="instant")["value"]
+    exact = session.sensitivity(["int4"], method="exact")["value"]
+    assert (found / exact).between(1 / 3, 3).all()

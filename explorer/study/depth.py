@@ -18,7 +18,7 @@ from torch import Tensor
 
 from explorer.graph import Batch, Engine, Layer, Plan
 from explorer.study.evaluate import Examples
-from explorer.study.local import energy
+from explorer.study.local import by_image, energy
 from explorer.study.measures import energy_ratio_db
 
 # Images of the pass unless said otherwise.
@@ -68,25 +68,6 @@ def _energy(engine: Engine, layer: Layer, batch: Batch, value: Tensor) -> np.nda
     graph = engine.graph
     shape = graph.by_name[layer.node].shape
     return energy(by_image(value, len(batch.images), shape, graph.example_batch))
-
-
-def by_image(value: Tensor, images: int, shape: tuple[int, ...], example: int) -> Tensor:
-    """The numbers that belong to each image, ``(images, numbers)``.
-
-    The images' axis need not be the first: attention may put positions first, or windows beside the images.
-
-    Args:
-        value: a node's.
-        images: of the batch.
-        shape: of the node's value for the example.
-        example: how many images that is for.
-    """
-    grows = [axis for axis, size in enumerate(shape) if size * images == value.shape[axis] * example]
-    fits = [axis for axis in grows if shape[axis] % example == 0]
-    # Where the batch is as large as the example all axes are alike, and the first is the likeliest.
-    if not fits:
-        return value.reshape(1, -1).expand(images, -1)
-    return value.movedim(fits[0], 0).reshape(images, -1)
 
 
 def layer_energies(engine: Engine, floats: Plan, plan: Plan, batch: Batch) -> Energies:
