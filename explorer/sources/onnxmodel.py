@@ -193,7 +193,7 @@ class _Reader:
         if quantized:
             raise ModelError(
                 f"The network in {self.name} is quantized already ({', '.join(quantized[:3])}); load the float "
-                "network, and give this file as another tool's parameters (session.foreign, or --foreign)."
+                "network, and give this file as another tool's parameters (python -m explorer foreign)."
             )
         unknown = [kind for kind in kinds if kind not in OPERATORS and kind != "Constant"]
         if unknown:
