@@ -51,8 +51,8 @@ NETWORKS = {
     "torchvision: classification": _cases(
         "torchvision:",
         """alexnet vgg11 squeezenet1_1 googlenet inception_v3 resnet18 resnext50_32x4d densenet121 mobilenet_v2
-        mobilenet_v3_small mnasnet1_0 shufflenet_v2_x1_0 efficientnet_b0 regnet_y_400mf convnext_tiny
-        vit_b_32 swin_t""",
+        mobilenet_v3_small mnasnet1_0 shufflenet_v2_x1_0 efficientnet_b0 efficientnet_v2_s regnet_y_400mf convnext_tiny
+        vit_b_32 swin_t swin_v2_t maxvit_t""",
     ),
     "torchvision: segmentation": _cases(
         "torchvision:",
