@@ -18,7 +18,7 @@ import yaml
 
 from explorer.errors import RecipeError, SchemeError, nearest, unknown
 from explorer.formats import FORMATS
-from explorer.plainyaml import check_events, parsed
+from explorer.plainyaml import LOADER, check_events, parsed
 from explorer.scheme import FIELDS, MODES, TENSORS, WEIGHTS_STAY, LayerConfig, TensorScheme
 
 __all__ = [
@@ -363,7 +363,7 @@ class Recipe:
 
         def parse() -> tuple[Any, Any]:
             check_events(text, "A recipe")
-            return yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+            return yaml.load(text, LOADER), yaml.compose(text, LOADER)
 
         data, node = parsed("The recipe is", parse)
         return _from_data(data, _marks(node))

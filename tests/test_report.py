@@ -190,7 +190,7 @@ def test_the_command_line_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtur
         ("version: 1\nlayers: {fc: [x]}", "notes.fc: a note is a text"),
         ("version: 1\nlayers: x", "expected texts by layer names"),
         ("version: 1\n  overall: : x", "not YAML: line 2"),
-        ("[" * 5000, "The notes are not YAML"),
+        ("[" * 5000, "is nested too deeply"),
         ("version: !!bool perhaps", "The notes are not YAML"),
         (f"version: 1\noverall: {'x' * (LONGEST_NOTE + 1)}", "10,001 characters are too long"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from explorer.errors import LayerError, RecipeError, nearest, unknown
-from explorer.plainyaml import check_events, parsed
+from explorer.plainyaml import LOADER, check_events, parsed
 
 VERSION = 1
 # Characters of one note, and of a file of them.
@@ -113,7 +113,7 @@ class Notes:
 
         def parse() -> Any:
             check_events(text, "A file of notes")
-            return yaml.safe_load(text)
+            return yaml.load(text, LOADER)
 
         return Notes.from_dict(parsed("The notes are", parse))
 
