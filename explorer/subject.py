@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from explorer.errors import DataError, JobError
+from explorer.errors import DataError, JobError, ModelError
 from explorer.graph import Batch, Calibration, Disk, Engine, Graph, Layer, Plan, Store, capture, plan
 from explorer.graph.device import device_bytes, device_of
 from explorer.graph.ir import digest, tensor_digest
@@ -247,6 +247,8 @@ def make_subject(
     place_of_work = device_of(device)
     if executor is not None and place_of_work != "cpu":
         raise JobError("An executor's workers compute on their own CPUs; leave device= out, or executor=.")
+    if isinstance(model, LoadedModel) and (checkpoint is not None or download):
+        raise ModelError(f"The network {model.name} is loaded already; give checkpoint= and download= to load_model.")
     loaded = model if isinstance(model, LoadedModel) else load_model(model, checkpoint, download)
     wish = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
     if data is not None and evaluation is not None:

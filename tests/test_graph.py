@@ -465,6 +465,12 @@ def test_bad_weights_are_named_and_counted(bad: float) -> None:
         capture(module, images((2, 3)))
 
 
+def test_a_mask_may_hold_infinity() -> None:
+    module = made(lambda m, x: (m.part(x) + m.mask).softmax(-1), part=nn.Linear(5, 2))
+    module.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    assert [layer.name for layer in capture(module, images((5,))).layers if layer.quantizable] == ["part"]
+
+
 def test_one_result_in_a_tuple_is_taken() -> None:
     module = made(lambda m, x: (m.part(x),), part=nn.Linear(5, 2))
     graph = capture(module, images((5,)))

@@ -9,8 +9,9 @@ import time
 import pytest
 
 import explorer as qx
-from explorer.errors import DataError, LayerError, RecipeError, SchemeError
+from explorer.errors import DataError, LayerError, ModelError, RecipeError, SchemeError
 from explorer.jobs import Worker
+from explorer.sources import LoadedModel
 from explorer.subject import Subject, make_subject
 from tests import nets
 from tests.nets import Attention, ready
@@ -141,6 +142,12 @@ def test_a_product_of_activations_has_no_weight_to_look_at():
         for question in ("histogram", "number_line", "channels", "effect", "lens", "formats", "curves"):
             with pytest.raises(LayerError, match="has no weight"):
                 getattr(session, question)(name, "weight")
+
+
+@pytest.mark.parametrize("given", [{"checkpoint": "net.safetensors"}, {"download": True}])
+def test_a_network_that_is_loaded_takes_no_weights(given):
+    with pytest.raises(ModelError, match="tiny is loaded already"):
+        qx.Session(LoadedModel("tiny", tiny()), data=images(), **given)
 
 
 def test_images_may_be_given_once_only():

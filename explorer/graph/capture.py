@@ -62,8 +62,10 @@ def capture(module: nn.Module, example: Tensor, fold: bool = True, output: str |
         raise ModelError("The example input must be one tensor whose first axis is the batch.")
     if module.training:
         raise ModelError("The network is in training mode; call .eval() on it first.")
+    # But for running statistics a buffer is no weight: a mask of attention holds infinity.
+    masks = {name for name, _ in module.named_buffers() if "running_" not in name}
     for name, tensor in module.state_dict().items():
-        if isinstance(tensor, Tensor):
+        if isinstance(tensor, Tensor) and name not in masks:
             check_finite(tensor, f"weight {name!r}")
     # A batch of one is special to torch.export: it would be taken for a constant.
     pair = example if len(example) > 1 else torch.cat([example, example])

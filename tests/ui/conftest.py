@@ -61,10 +61,10 @@ from explorer.views.app import serve
 
 evaluate_steps = session.evaluate_steps
 
-def failing(engine, plan, floats, recipe, *rest):
+def failing(engine, plan, floats, recipe, *rest, **more):
     if any(config.weight.format == "int7" for config in plan.configs.values()):
         raise RuntimeError("no room for int7")
-    return evaluate_steps(engine, plan, floats, recipe, *rest)
+    return evaluate_steps(engine, plan, floats, recipe, *rest, **more)
 
 session.evaluate_steps = failing
 serve("fashion-lenet5", port={port}, show=False, images=600)
