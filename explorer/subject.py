@@ -248,7 +248,9 @@ def make_subject(
     if executor is not None and place_of_work != "cpu":
         raise JobError("An executor's workers compute on their own CPUs; leave device= out, or executor=.")
     if isinstance(model, LoadedModel) and (checkpoint is not None or download):
-        raise ModelError(f"The network {model.name} is loaded already; give checkpoint= and download= to load_model.")
+        raise ModelError(
+            f"The network {model.name} is loaded already; give checkpoint= and download= to load_model."
+        )
     loaded = model if isinstance(model, LoadedModel) else load_model(model, checkpoint, download)
     wish = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
     if data is not None and evaluation is not None:
