@@ -9,7 +9,7 @@ serve: $(VENV)/installed
 	$(BIN)/panel serve apps/main.py --plugins explorer.views.team --address 127.0.0.1 --show
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Pages first, and all by one worker of ``-n``: they wait where the other tests compute."""
-    for item in items:
-        if PAGES in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("pages"))
+    """Pages first: they wait where the other tests compute."""
     items.sort(key=lambda item: PAGES not in item.path.parents)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """All pages by one of ``-n`` workers, with one browser, and each other test by whoever is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "pages" if nodeid.startswith("tests/ui/") else nodeid
+
+    return Scheduling(config, log)
