@@ -21,6 +21,7 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
 
 from tests.browsing import free_port, wait_until_up
+from tests.loops import elsewhere
 from tests.visiting import Visitor, asked, token_of
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +168,7 @@ async def socket_status(url: str, token: str, **headers: str) -> int:
 
 
 def run(steps: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(steps)
+    elsewhere(lambda: asyncio.run(steps))
 
 
 def test_no_route_answers_without_the_login(team: Served) -> None:

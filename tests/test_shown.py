@@ -33,6 +33,7 @@ def session() -> qx.Session:
 def results(session: qx.Session) -> dict[type, Any]:
     found = (
         session.evaluate(images=40), session.compare("w4a8", "w8a8", images=40), session.diagnose(images=40),
+        session.check(0.5, images=40),
         session.additivity(images=40), session.histogram("mid"), session.number_line("mid"), session.curves("mid"),
         session.channels("mid"), session.jackknife("mid", images=20), session.lens("mid"),
     )  # fmt: skip

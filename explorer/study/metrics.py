@@ -213,6 +213,8 @@ def score_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> Interv
 
 def _hall(values: np.ndarray, confidence: float) -> Interval:
     count, mean = len(values), float(values.mean())
+    if not math.isfinite(mean):
+        return mean, mean
     spread = float(values.std(ddof=1))
     # What is left of equal values after rounding is no spread.
     if spread <= 1e-12 * abs(mean):

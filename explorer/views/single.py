@@ -12,6 +12,7 @@ from explorer.errors import SchemeError
 from explorer.study import (
     Additivity,
     Channels,
+    Check,
     Comparison,
     Curves,
     Diagnosis,
@@ -342,6 +343,7 @@ def _lens_said(lens: Lens) -> str:
 WORDS: dict[type, Callable[[Any], str]] = {
     Evaluation: evaluation,
     Comparison: comparison,
+    Check: lambda c: f"<p>{escape(c.sentence)}</p>{evaluation(c.evaluation)}",
     Diagnosis: diagnosis,
     Additivity: lambda a: escape(added_up(a)),
     Histogram: caption,

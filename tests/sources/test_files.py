@@ -48,8 +48,11 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 def test_every_shipped_file_is_the_recorded_one() -> None:
     folder = files.data_folder()
     known = json.loads((folder / "sha256.json").read_text())
-    assert set(known) <= {f"{name}.safetensors" for name in ZOO} | set(ZOO_DATA.values())
-    assert set(known) == {path.name for path in folder.iterdir() if path.suffix in (".npz", ".safetensors")}
+    assert set(known) <= {f"{name}.safetensors" for name in ZOO} | set(ZOO_DATA.values()) | {
+        "imagenet-wnids.txt"
+    }
+    kinds = (".npz", ".safetensors", ".txt")
+    assert set(known) == {path.name for path in folder.iterdir() if path.suffix in kinds}
     for name in known:
         assert files.shipped(name, DataError)
 
