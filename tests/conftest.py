@@ -29,11 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """All pages by one of ``-n`` workers, with one browser, and each other test by whoever is free."""
+    """All pages by one of ``-n`` workers, with one browser, and each other file by whoever is free."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "pages" if nodeid.startswith("tests/ui/") else nodeid
+            return "pages" if nodeid.startswith("tests/ui/") else nodeid.split("::")[0]
 
     return Scheduling(config, log)

@@ -416,6 +416,7 @@ class _Run:
                 crew.supply()
                 piece.lacks += 1
                 crew.submit(piece)
+                self._again()
                 continue
             reply: Reply = unpack(content)
             crew.check(reply.here)
@@ -424,6 +425,20 @@ class _Run:
             crew.closed(reply.closed)
             crew.submit(piece)
         return None
+
+    def _again(self) -> None:
+        """Hand out once more, all at once, what came back or waits without the network, which can be had by now."""
+        for piece in (*self._now, *self._pieces):
+            promise = piece.promise
+            if promise is None or piece.lacks or self._crew.hands.spreads:
+                continue
+            try:
+                lacking = promise.cancel() or (promise.done() and promise.result(timeout=0) is None)
+            except Exception:  # it is told when its turn comes
+                continue
+            if lacking:
+                piece.lacks += 1
+                self._crew.submit(piece)
 
     def _patiently(self, promise: Promise) -> Any:
         """The result, waited for as long as there is somebody to give it."""
