@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -161,7 +162,7 @@ class Recipe:
     def __post_init__(self) -> None:
         # Each line must make sense on top of the default, whichever other lines match as well.
         patterns = [line.pattern for line in self.layers]
-        twice = next((pattern for pattern in patterns if patterns.count(pattern) > 1), None)
+        twice = next((pattern for pattern, times in Counter(patterns).items() if times > 1), None)
         if twice is not None:
             raise RecipeError(f"layers: {twice!r} stands twice; a file could hold only one of them.")
         for line in self.layers:

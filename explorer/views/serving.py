@@ -31,7 +31,7 @@ from bokeh.server.views.session_handler import SessionHandler
 from bokeh.server.views.ws import WSHandler
 from bokeh.settings import settings
 from bokeh.util.token import check_token_signature, get_session_id
-from jinja2 import Template
+from jinja2 import Environment, FileSystemLoader, Template
 from panel.auth import BasicAuthProvider, OAuthProvider
 from panel.io.resources import BASIC_LOGIN_TEMPLATE, ERROR_TEMPLATE, LOGOUT_TEMPLATE
 from panel.io.server import ComponentResourceHandler
@@ -47,7 +47,7 @@ from explorer.views.limits import limits, mark_guarded
 access = logging.getLogger("explorer.access")
 # Its settings are properties with setters of their own kind.
 config: Any = pn.config
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
 # Nobody has to send more to any route; files come in pieces through the websocket.
 LARGEST_BODY = 1 << 20
 # Of one message of a websocket: files are sent in pieces of 1 MiB (`kit.PIECE`), all else is smaller.
@@ -64,10 +64,9 @@ HEADERS = {
 }
 
 
-@cache
 def template(name: str) -> Template:
     """A page of its own, which takes nothing from any other route or host."""
-    return Template((TEMPLATES / f"{name}.html").read_text(encoding="utf-8"), autoescape=True)
+    return TEMPLATES.get_template(f"{name}.html")
 
 
 class Guard(RequestHandler):

@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -414,9 +415,9 @@ class _Run:
                 raise JobError(f"A worker has failed: {type(error).__name__}: {error}") from error
             if content is None:
                 crew.supply()
-                piece.lacks += 1
-                crew.submit(piece)
-                self._again()
+                self._resend(piece)
+                for other in self._lacking():
+                    self._resend(other)
                 continue
             reply: Reply = unpack(content)
             crew.check(reply.here)
@@ -426,19 +427,21 @@ class _Run:
             crew.submit(piece)
         return None
 
-    def _again(self) -> None:
-        """Hand out once more, all at once, what came back or waits without the network, which can be had by now."""
+    def _resend(self, piece: _Piece) -> None:
+        piece.lacks += 1
+        self._crew.submit(piece)
+
+    def _lacking(self) -> Iterator[_Piece]:
+        """Tasks that came back without the network or have not begun, from before it could be had; called back."""
+        if self._crew.hands.spreads:
+            return
         for piece in (*self._now, *self._pieces):
             promise = piece.promise
-            if promise is None or piece.lacks or self._crew.hands.spreads:
+            if promise is None or piece.lacks:
                 continue
-            try:
-                lacking = promise.cancel() or (promise.done() and promise.result(timeout=0) is None)
-            except Exception:  # it is told when its turn comes
-                continue
-            if lacking:
-                piece.lacks += 1
-                self._crew.submit(piece)
+            with suppress(Exception):  # which is told when its turn comes
+                if promise.cancel() or (promise.done() and promise.result(timeout=0) is None):
+                    yield piece
 
     def _patiently(self, promise: Promise) -> Any:
         """The result, waited for as long as there is somebody to give it."""
