@@ -1,4 +1,4 @@
-"""What a notebook needs so that the page asks no other machine for anything.
+"""What a notebook needs so that the page asks no other machine for anything, and changes in one thread only.
 
 Panel takes some style sheets from a content network when it runs in a notebook.  A small server on the
 loopback address hands out the same files from the installed package; Panel is told of it by an environment
@@ -15,6 +15,8 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tornado.ioloop import IOLoop
 
 _server: ThreadingHTTPServer | None = None
 _page = False
@@ -68,7 +70,32 @@ def prepare() -> None:
     import panel_material_ui  # noqa: F401  (its bundle is put into the notebook by the extension)
 
     pn.extension("tabulator", inline=True)
+    answer_in_this_thread()
     _page = True
+
+
+def answer_in_this_thread() -> None:
+    """Let what a browser sends to the page be answered in the thread that runs the cells, one message at a time.
+
+    JupyterLab from 4.4 on has ipykernel 7 answer them in a thread beside it.  Each message to the browser goes out
+    in three parts, and those of two threads would mix: the browser can read neither message.
+    """
+    from pyviz_comms import JupyterComm
+
+    answer = JupyterComm._handle_msg
+    if getattr(answer, "in_one_thread", False):
+        return
+    loop, here = IOLoop.current(), threading.get_ident()
+
+    @functools.wraps(answer)
+    def in_turn(self: Any, message: Any) -> None:
+        if threading.get_ident() == here:
+            answer(self, message)
+        else:
+            loop.add_callback(answer, self, message)
+
+    in_turn.in_one_thread = True  # type: ignore[attr-defined]
+    JupyterComm._handle_msg = in_turn
 
 
 def has_page() -> bool:
