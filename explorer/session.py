@@ -978,7 +978,8 @@ class Session:
         sample = self._channel_sample(found, index)
         if chosen.scaled and chosen.mode == "dynamic":
             value = self._first_activation(found, index)
-            return dynamic_channels(layer, chosen, sample, value, found.channel)
+            along = self.graph.along(found.inputs[index])
+            return dynamic_channels(layer, chosen, sample, value, found.channel, along)
         params = self.subject.calibration.params(found, index, chosen) if chosen.scaled else None
         return input_channels(layer, chosen, sample, params)
 
@@ -1079,7 +1080,8 @@ class Session:
         params = None
         if scheme.mode == "static":
             params = self.subject.calibration.params(layer, index, scheme)
-        after = quantize_activation(value, scheme, params, layer.channel)
+        along = self.graph.along(layer.inputs[index])
+        after = quantize_activation(value, scheme, params, layer.channel, along)
         return histogram_of(layer.name, "input", scheme, value, after, params, bins=bins, exact=False)
 
     def _grouped(self, layer: str, tensor: str, scheme: SchemeLike | None = None, index: int = 0) -> Grouped:
@@ -1098,7 +1100,10 @@ class Session:
             return made
         self._check_input(found, index)
         calibration = self.subject.calibration
-        return grouped_input(calibration, lambda: self._first_activation(found, index), found, chosen, index)
+        along = self.graph.along(found.inputs[index])
+        return grouped_input(
+            calibration, lambda: self._first_activation(found, index), found, chosen, index, along
+        )
 
     def number_line(
         self,
@@ -1213,7 +1218,10 @@ class Session:
             axis = found.channel % values.dim()
             static = scheme.scaled and scheme.mode == "static"
             params = self.subject.calibration.params(found, index, scheme) if static else None
-            after = values if scheme.off else quantize_activation(values, scheme, params, found.channel)
+            along = self.graph.along(found.inputs[index])
+            after = (
+                values if scheme.off else quantize_activation(values, scheme, params, found.channel, along)
+            )
         codes = None
         if params is not None and isinstance(scheme.number, IntegerFormat):
             codes = encode(

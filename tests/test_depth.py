@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import explorer as qx
-from explorer.study.depth import by_image
 from explorer.study.metrics import ratio_db_interval
 from tests.nets import Attention, Perceptron, images, ready
 from tests.small import images as pictures
@@ -127,12 +126,3 @@ def test_every_layer_has_a_row_also_products_and_a_weight_that_is_used_twice(bui
     assert list(table["layer"]) == list(session.layer_names)
     assert np.isfinite(table.drop(columns=["layer", "op", "complete"]).to_numpy(dtype=float)).all()
     assert (table["cumulative_low"] < table["cumulative_db"]).all()
-
-
-def test_the_numbers_of_an_image_are_found_wherever_its_axis_is():
-    x = torch.arange(5 * 7 * 3.0).reshape(5, 7, 3)
-    rows = x.flatten(1)
-    assert torch.equal(by_image(x, 5, (2, 7, 3), 2), rows)
-    assert torch.equal(by_image(x.transpose(0, 1), 5, (7, 2, 3), 2), rows)
-    assert torch.equal(by_image(x.reshape(35, 3), 5, (14, 3), 2), rows)
-    assert torch.equal(by_image(x[0], 4, (7, 3), 2), x[0].reshape(1, -1).expand(4, -1))

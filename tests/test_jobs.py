@@ -7,6 +7,7 @@ import gc
 import math
 import random
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -413,3 +414,71 @@ def test_a_message_that_was_left_behind_is_sent(monkeypatch: pytest.MonkeyPatch)
         return browser.sent
 
     assert elsewhere(lambda: asyncio.run(race())) == ["first", "second"]
+
+
+def test_messages_go_out_in_the_order_in_which_they_were_made() -> None:
+    runs = pytest.importorskip("explorer.views.runs")
+    from bokeh.document import Document
+    from bokeh.protocol import Protocol
+    from panel.io import document as panels
+    from tornado.locks import Lock
+
+    class Wire:
+        """The browser's end of a connection."""
+
+        def __init__(self) -> None:
+            self.got: list[str] = []
+
+        def is_closing(self) -> bool:
+            return False
+
+        def write_message(self, message: str, binary: bool = False) -> asyncio.Future[None]:
+            self.got.append(message)
+            return asyncio.ensure_future(asyncio.sleep(0))
+
+    class Browser:
+        def __init__(self, page: Document) -> None:
+            self.session, self._socket, self.protocol = (
+                SimpleNamespace(document=page),
+                runs.WSHandler.__new__(runs.WSHandler),
+                self,
+            )
+            self._socket.__dict__.update(connection=self, write_lock=Lock(), ws_connection=Wire())
+            self.made: list[str] = []
+
+        def create(self, kind: str, events: list[Any]) -> Any:
+            message = Protocol().create("ACK")
+            self.made.append(message.header_json)
+            return message
+
+        def bokehs(self) -> Any:
+            return self._socket.send_message(self.create("", []))
+
+        def panels(self, page: Document) -> None:
+            panels.schedule_write_events(page, [self], [None])
+
+    async def race() -> tuple[list[str], list[str]]:
+        page = Document()
+        browser = Browser(page)
+        # As a handler does it: what is Bokeh's is waited for at its end, what is Panel's is not.
+        pending = [browser.bokehs()]
+        browser.panels(page)
+        pending.append(browser.bokehs())
+        browser.panels(page)
+        browser.panels(page)
+        for each in pending:
+            await each
+        browser.panels(page)
+        last = browser.bokehs()
+        await last
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+        got = [text for text in browser._socket.ws_connection.got if "msgid" in text]
+        return browser.made, got
+
+    runs.send_in_order()
+    sends = runs.WSHandler.send_message
+    runs.send_in_order()
+    assert runs.WSHandler.send_message is sends
+    made, got = elsewhere(lambda: asyncio.run(race()))
+    assert len(made) == 7 and got == made

@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from explorer.errors import ModelError
 from explorer.formats import check_finite
+from explorer.graph.images import with_images
 from explorer.graph.ir import Graph, Node, Ref
 from explorer.graph.layers import find_layers
 from explorer.graph.lower import lower
@@ -80,6 +81,7 @@ def capture(module: nn.Module, example: Tensor, fold: bool = True, output: str |
         graph = with_shapes(prune(lowered), pair)
     if fold:
         graph = with_shapes(fold_batch_norm(graph), pair)
+    graph = with_images(graph, pair)
     graph = replace(graph, layers=find_layers(graph, _aliases(module)))
     check_repeatable(graph, pair)
     _compare(graph, pair, expected)

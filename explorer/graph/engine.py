@@ -369,7 +369,11 @@ class Engine:
             # One value may come in twice (attention of x with itself); its parameters are the same then.
             for source, fixed in zip(layer.inputs, params, strict=True):
                 changes[source] = functools.partial(
-                    quantize_activation, scheme=scheme, params=fixed, channel=layer.channel
+                    quantize_activation,
+                    scheme=scheme,
+                    params=fixed,
+                    channel=layer.channel,
+                    along=graph.along(source),
                 )
         result = call_with(self._nodes[node.name], inputs, changes)
         return time.perf_counter() - begun, result

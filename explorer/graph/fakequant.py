@@ -10,20 +10,29 @@ from explorer.calibrate import MinMax, Sample, fit
 from explorer.formats import Channel, FloatFormat, Granularity, QParams, fake_quantize_
 from explorer.formats.roundings import Nearest
 from explorer.graph.device import CPU, moved
+from explorer.graph.images import as_before, images_first
+from explorer.graph.ir import ALONG_FIRST, Along
 from explorer.recipe import TensorScheme
 
 
-def quantize_activation(values: Tensor, scheme: TensorScheme, params: QParams | None, channel: int) -> Tensor:
+def quantize_activation(
+    values: Tensor, scheme: TensorScheme, params: QParams | None, channel: int, along: Along = ALONG_FIRST
+) -> Tensor:
     """The activation after quantization, in a new tensor.
 
     Args:
-        values: float ``(N, ...)``; anything that is not floating-point passes unchanged.
+        values: float, of any shape; anything that is not floating-point passes unchanged.
         scheme: the input's scheme, not off.
         params: the fixed parameters; None in dynamic mode and for formats without a scale.
         channel: the channel axis.
+        along: where the images lie; what is taken from an image, or drawn for it, is then the same in any batch.
     """
     if not values.is_floating_point():
         return values
+    if along != ALONG_FIRST and not (isinstance(scheme.rounds, Nearest) and scheme.mode == "static"):
+        channel = channel % values.dim() - values.dim()
+        found = quantize_activation(images_first(values, along), scheme, params, channel)
+        return as_before(found, along).contiguous()
     number = scheme.number
     if values.device != CPU and not _anywhere(scheme, params):
         return moved(quantize_activation(moved(values, CPU), scheme, params, channel), values.device)

@@ -56,6 +56,25 @@ def redirect(value: Any, names: Mapping[str, str]) -> Any:
     return value
 
 
+@dataclass(frozen=True)
+class Along:
+    """Where in a value the images lie.
+
+    Args:
+        each: how many places along the axis belong to one image.
+        axis: the axis along which there are more with more images; None for a value that all images share.
+        inner: whether the images alternate along it, and do not follow one another.
+    """
+
+    each: int = 1
+    axis: int | None = 0
+    inner: bool = False
+
+
+# One image beside the other along the first axis.
+ALONG_FIRST = Along()
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """One operator and its arguments.
@@ -72,6 +91,7 @@ class Node:
         reads: the node with what its layer's product reads, where that is what it has made itself before (the
             states of a recurrent network); it comes later.
         origin: the node of the exported program that it is a part of; empty where it is that node.
+        along: where in the value the images lie.
     """
 
     name: str
@@ -84,6 +104,7 @@ class Node:
     dtype: torch.dtype | None = None
     reads: str = ""
     origin: str = ""
+    along: Along = ALONG_FIRST
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -222,6 +243,12 @@ class Graph:
         if name == self.input:
             return (self.example_batch, *self.example_shape)
         return tuple(self.constants[name].shape) if name in self.constants else self.by_name[name].shape
+
+    def along(self, name: str) -> Along:
+        """Where the images lie in a node's value, a constant or the input."""
+        if name == self.input:
+            return ALONG_FIRST
+        return Along(axis=None) if name in self.constants else self.by_name[name].along
 
     def dtype_of(self, name: str) -> torch.dtype | None:
         """The type of the numbers of a node's value or a constant."""

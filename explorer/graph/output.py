@@ -88,8 +88,9 @@ class OutputOfInput(Objective):
         changes: dict[str, Callable[[Tensor], Tensor]] = {}
         if params is not None:
             changes[source] = partial(
-                quantize_activation, scheme=self.scheme, params=params, channel=self.layer.channel
-            )
+                quantize_activation, scheme=self.scheme, params=params, channel=self.layer.channel,
+                along=self.graph.along(source),
+            )  # fmt: skip
         with torch.inference_mode():
             result = call_with(node, inputs, changes)
         assert isinstance(result, Tensor)

@@ -10,7 +10,7 @@ import json
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from typing import Any
 
 import safetensors
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from explorer.errors import ModelError
-from explorer.graph.ir import Graph, Layer, Node, Ref
+from explorer.graph.ir import Along, Graph, Layer, Node, Ref
 from explorer.graph.recurrent import STEPS
 
-_FORMAT = "explorer-graph-2"
+_FORMAT = "explorer-graph-3"
 # Arguments of operators that JSON has no word for, by the module whose names they are.
 _KINDS: dict[str, type] = {
     "dtype": torch.dtype,
@@ -142,16 +142,17 @@ def _node(node: Node) -> dict[str, Any]:
         "dtype": _argument(node.dtype),
         "reads": node.reads,
         "origin": node.origin,
+        "along": list(astuple(node.along)),
     }
 
 
 def _read_node(made: Mapping[str, Any]) -> Node:
     args, kwargs = _read_argument(made["args"]), _read_argument(made["kwargs"])
     target = _find(made["target"])
-    dtype, rest = _read_argument(made["dtype"]), [made[name] for name in ("reads", "origin")]
     return Node(
-        made["name"], target, args, kwargs, made["module"], made["source"], tuple(made["shape"]), dtype, *rest
-    )
+        made["name"], target, args, kwargs, made["module"], made["source"], tuple(made["shape"]),
+        _read_argument(made["dtype"]), made["reads"], made["origin"], Along(*made["along"]),
+    )  # fmt: skip
 
 
 def _read_layer(made: Mapping[str, Any]) -> Layer:

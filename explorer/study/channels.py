@@ -18,6 +18,7 @@ from torch import Tensor
 from explorer.calibrate import Sample, quantile
 from explorer.formats import Channel, FloatFormat, QParams, encode, fake_quantize_
 from explorer.graph.fakequant import quantize_activation
+from explorer.graph.ir import Along
 from explorer.recipe import TensorScheme
 from explorer.study.shown import Drawn
 from explorer.tensor import apply
@@ -289,7 +290,7 @@ def input_channels(layer: str, scheme: TensorScheme, sample: Sample, params: QPa
 
 
 def dynamic_channels(
-    layer: str, scheme: TensorScheme, sample: Sample, values: Tensor, channel: int
+    layer: str, scheme: TensorScheme, sample: Sample, values: Tensor, channel: int, along: Along
 ) -> Channels:
     """The channels of an activation whose ranges come with each example: no codes and no clip are its own.
 
@@ -299,9 +300,10 @@ def dynamic_channels(
         sample: of calibration images, one group for each channel.
         values: the activation on some images, which tell its SQNR.
         channel: its channel axis.
+        along: where the images lie in it.
     """
     whole = input_channels(layer, TensorScheme("fp32"), sample, None)
-    after = quantize_activation(values, scheme, None, channel)
+    after = quantize_activation(values, scheme, None, channel, along)
     x, y = (Channel().matrix(part.double(), channel % values.dim())[0] for part in (values, after))
     unknown = np.full(len(whole), np.nan)
     return replace(

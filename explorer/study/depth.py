@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from explorer.graph import Batch, Engine, Layer, Plan
+from explorer.graph.images import by_image
 from explorer.study.evaluate import Examples
-from explorer.study.local import by_image, energy
+from explorer.study.local import energy
 from explorer.study.measures import energy_ratio_db
 
 # Images of the pass unless said otherwise.
@@ -65,9 +66,7 @@ def _reads(engine: Engine, layer: Layer) -> set[str]:
 
 
 def _energy(engine: Engine, layer: Layer, batch: Batch, value: Tensor) -> np.ndarray:
-    graph = engine.graph
-    shape = graph.by_name[layer.node].shape
-    return energy(by_image(value, len(batch.images), shape, graph.example_batch))
+    return energy(by_image(value, engine.graph.along(layer.node), len(batch.images)))
 
 
 def layer_energies(engine: Engine, floats: Plan, plan: Plan, batch: Batch) -> Energies:

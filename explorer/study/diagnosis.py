@@ -306,14 +306,13 @@ def _input_error(
     """What quantization does to each input of a layer."""
     if config.input.off:
         return
-    params = patient.local(layer, config).params.get(layer.name, (None,) * len(layer.inputs))
+    plan = patient.local(layer, config)
+    params = plan.params.get(layer.name, (None,) * len(layer.inputs))
     for index, source in enumerate(layer.inputs):
-        value = values[source]
+        value, along = values[source], plan.graph.along(source)
         if value.is_floating_point():
-            yield (
-                index,
-                ErrorSums.of(value, quantize_activation(value, config.input, params[index], layer.channel)),
-            )
+            after = quantize_activation(value, config.input, params[index], layer.channel, along)
+            yield index, ErrorSums.of(value, after)
 
 
 def _look(patient: Patient) -> tuple[dict[str, _Seen], int]:

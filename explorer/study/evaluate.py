@@ -558,8 +558,8 @@ def _error_of_input(plan: Plan, layer: Layer, index: int, value: Tensor) -> Erro
     if not value.is_floating_point():
         return ErrorSums()
     params = plan.params.get(layer.name, (None,) * len(layer.inputs))
-    scheme = plan.configs[layer.name].input
-    return ErrorSums.of(value, quantize_activation(value, scheme, params[index], layer.channel))
+    scheme, along = plan.configs[layer.name].input, plan.graph.along(layer.inputs[index])
+    return ErrorSums.of(value, quantize_activation(value, scheme, params[index], layer.channel, along))
 
 
 def layer_reports(engine: Engine, plan: Plan, costs: Cost) -> tuple[LayerReport, ...]:

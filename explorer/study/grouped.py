@@ -14,6 +14,8 @@ from explorer.errors import LayerError
 from explorer.formats import Codebook, FloatFormat, QParams, encode, fake_quantize_, granularity
 from explorer.graph import Calibration, Layer
 from explorer.graph.fakequant import dynamic_params, dynamic_rows
+from explorer.graph.images import images_first
+from explorer.graph.ir import Along
 from explorer.recipe import TensorScheme
 
 
@@ -151,7 +153,12 @@ def grouped_weight(
 
 
 def grouped_input(
-    calibration: Calibration, first: Callable[[], Tensor], layer: Layer, scheme: TensorScheme, index: int
+    calibration: Calibration,
+    first: Callable[[], Tensor],
+    layer: Layer,
+    scheme: TensorScheme,
+    index: int,
+    along: Along,
 ) -> Grouped:
     """An input under a scheme.
 
@@ -161,6 +168,7 @@ def grouped_input(
         layer: whose input it is.
         scheme: how it is quantized.
         index: which input, where a layer has several.
+        along: where the images lie in it.
     """
     if not scheme.scaled:
         whole = TensorScheme("uint8", "layer", symmetric=False)
@@ -169,6 +177,8 @@ def grouped_input(
         sample = calibration.sample(layer, index, scheme)
         return Grouped(layer.name, "input", scheme, sample, calibration.params(layer, index, scheme))
     value = first()
-    rows, cut = dynamic_rows(value, scheme, layer.channel % value.dim())
+    channel = layer.channel % value.dim() - value.dim()
+    value = images_first(value, along)
+    rows, cut = dynamic_rows(value, scheme, channel)
     sample = Sample.of(rows, cut, 0)
     return Grouped(layer.name, "input", scheme, sample, dynamic_params(value, sample, scheme))

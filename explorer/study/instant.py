@@ -24,9 +24,10 @@ from scipy import special
 from torch import Tensor
 
 from explorer.graph import Batch
+from explorer.graph.images import by_image
 from explorer.hand import HAND
 from explorer.study.evaluate import Examples, ScoreList, Scores, readable
-from explorer.study.local import by_image, energy, output_steps
+from explorer.study.local import energy, output_steps
 from explorer.study.measures import MEASURES, energy_ratio_db, harm
 from explorer.study.scoring import Metric, cross_entropies
 from explorer.study.sweep import EXACT, Board, Sweep, starts
@@ -240,12 +241,12 @@ def _tangent(sweep: Sweep, examples: Examples, seed: int) -> _Tangent | None:
     with torch.no_grad():
         for place, name in enumerate(nodes):
             here = [found[place] for found in gradients]
-            shape = len(examples.batch.images), graph.by_name[name].shape, graph.example_batch
-            here = [None if each is None else by_image(each, *shape) for each in here]
-            signal = energy(by_image(plain[name], *shape))
+            along, images = graph.along(name), len(examples.batch.images)
+            here = [None if each is None else by_image(each, along, images) for each in here]
+            signal = energy(by_image(plain[name], along, images))
             for index in rows[name]:
                 error = sweep.engine.compute(sweep.local_plan(sweep.rows[index]), name, plain) - plain[name]
-                error = by_image(error, *shape)
+                error = by_image(error, along, images)
                 if bool(torch.isfinite(error).all()):
                     moves = {
                         key: _products(gradient, error)

@@ -31,6 +31,7 @@ from explorer.calibrate import ELEMENTS, GrowingHistogram, MinMax, MovingAverage
 from explorer.errors import DataError, SchemeError
 from explorer.formats import CodebookFormat, QParams, check_finite
 from explorer.graph import Batch, Engine, Layer, Plan
+from explorer.graph.images import images_first
 from explorer.recipe import TensorScheme
 from explorer.study.evaluate import Examples, finite
 from explorer.study.shown import Drawn
@@ -222,17 +223,19 @@ class Source:
         return self.scheme.grain.matrix(value, self.layer.channel % value.dim())[0]
 
     def values(self, wanted: Callable[[int], bool] = lambda place: True) -> Iterator[tuple[int, int, Tensor]]:
-        """The place in the order, the number in the data set and the activation ``(1, ...)`` of each wanted image."""
+        """The place in the order, the number in the data set and the activation of each wanted image."""
         name, start = self.layer.inputs[self.index], 0
+        along = self.engine.graph.along(name)
         for examples in self.batches():
             places = range(start, start + len(examples.indices))
             start = places.stop
             if not any(map(wanted, places)):
                 continue
-            value = self._run(examples.batch, name)
+            value = images_first(self._run(examples.batch, name), along)
             for at, place in enumerate(places):
                 if wanted(place):
-                    yield place, examples.indices[at], value[at : at + 1]
+                    # What all images share is each one's.
+                    yield place, examples.indices[at], value[at % len(value)]
 
     def _run(self, batch: Batch, name: str) -> Tensor:
         value: Tensor = self.engine.run(self.floats, batch, [name], keep=False)[name]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from explorer.graph import Batch, Engine, Layer, Plan
+from explorer.graph.images import by_image
 from explorer.study.evaluate import weight_sums
 from explorer.study.measures import Estimate, energy_ratio_db
 from explorer.study.metrics import ErrorSums
@@ -17,25 +18,6 @@ from explorer.study.sweep import Board, Sweep
 
 # Images of the pass that measures the layers' own outputs.
 OUTPUT_IMAGES = 128
-
-
-def by_image(value: Tensor, images: int, shape: tuple[int, ...], example: int) -> Tensor:
-    """The numbers that belong to each image, ``(images, numbers)``.
-
-    The images' axis need not be the first: attention may put positions first, or windows beside the images.
-
-    Args:
-        value: a node's.
-        images: of the batch.
-        shape: of the node's value for the example.
-        example: how many images that is for.
-    """
-    grows = [axis for axis, size in enumerate(shape) if size * images == value.shape[axis] * example]
-    fits = [axis for axis in grows if shape[axis] % example == 0]
-    # Where the batch is as large as the example all axes are alike, and the first is the likeliest.
-    if not fits:
-        return value.reshape(1, -1).expand(images, -1)
-    return value.movedim(fits[0], 0).reshape(images, -1)
 
 
 def energy(values: Tensor) -> np.ndarray:
@@ -77,6 +59,6 @@ def output_steps(sweep: Sweep, images: int = OUTPUT_IMAGES) -> Iterator[tuple[li
             for found, plan, layer in zip(energies, plans, layers, strict=True):
                 plain = values[layer.node]
                 error = engine.compute(plan, layer.node, values) - plain
-                shape = len(examples.batch.images), graph.by_name[layer.node].shape, graph.example_batch
-                found.append(np.stack([energy(by_image(each, *shape)) for each in (plain, error)]))
+                along, images = graph.along(layer.node), len(examples.batch.images)
+                found.append(np.stack([energy(by_image(each, along, images)) for each in (plain, error)]))
         yield [energy_ratio_db(*np.concatenate(found, axis=1)) for found in energies], seen

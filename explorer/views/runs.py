@@ -6,11 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import wraps
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import panel as pn
+from bokeh.server.connection import ServerConnection
 from bokeh.server.views.ws import WSHandler
 from panel.io import document as writing
 from panel.reactive import Syncable
@@ -93,6 +95,44 @@ def send_at_once() -> None:
     WSHandler.open = open_at_once  # type: ignore[method-assign]
 
 
+def send_in_order() -> None:
+    """Let messages go out in the order in which they were made, for what one defines the next ones only name.
+
+    Bokeh writes those of its own once the handler that has made them is over; Panel 1.9 writes its own at once, and
+    looks for a free connection every 10 ms when there is none.  Each may overtake the other, and the browser does not
+    know what it is told of.  Here a message takes its place in the line when it is made, behind all that Panel has put
+    by until then, and Panel finds the connection taken.
+    """
+    sends = WSHandler.send_message
+    if getattr(sends, "in_order", False):
+        return
+    in_line: WeakKeyDictionary[WSHandler, int] = WeakKeyDictionary()
+
+    def put_by(connection: ServerConnection) -> list[Any]:
+        return writing._WRITE_MSGS.get(connection.session.document, {}).pop(connection, [])
+
+    async def write(handler: WSHandler, connection: ServerConnection, turn: Any, messages: list[Any]) -> None:
+        with await turn:
+            in_line[handler] -= 1
+            for at, message in enumerate(messages):
+                with suppress(WebSocketClosedError):
+                    await asyncio.gather(*writing.dispatch_tornado(connection, msg=message))
+                if at == len(messages) - 1 and not in_line[handler]:
+                    messages += put_by(connection)
+
+    @wraps(sends)
+    def send_in_line(self: WSHandler, message: Any) -> Any:
+        connection = self.connection
+        if connection is None:
+            return sends(self, message)
+        in_line[self] = in_line.get(self, 0) + 1
+        turn, messages = self.write_lock.acquire(), [*put_by(connection), message]
+        return asyncio.ensure_future(write(self, connection, turn, messages))
+
+    send_in_line.in_order = True  # type: ignore[attr-defined]
+    WSHandler.send_message = send_in_line  # type: ignore[method-assign]
+
+
 class Publisher:
     """Runs functions where the page may be changed: in the server's loop, or in the notebook's.
 
@@ -105,6 +145,7 @@ class Publisher:
         if self.document is not None:
             lock_events()
             send_at_once()
+            send_in_order()
             ignore_departures(self.loop.asyncio_loop)  # type: ignore[attr-defined]
             self.document.add_periodic_callback(self._look, LOOK)
         self._looks = 0
