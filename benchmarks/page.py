@@ -123,9 +123,11 @@ def measured(page: Any, name: str, bound: int, beside: str) -> Iterator[Line]:
     """Drags in the first and in the last of the layers."""
     rows = page.locator(".tabulator-row")
     for place in (0, rows.count() - 1):
-        rows.nth(place).locator('[tabulator-field="name"]').click()
+        name_of = rows.nth(place).locator('[tabulator-field="name"]')
+        # Once a row further down is chosen, those that are out of sight may be gone.
+        layer = name_of.inner_text()
+        name_of.click()
         page.wait_for_timeout(3000)
-        layer = rows.nth(place).locator('[tabulator-field="name"]').inner_text()
         taken = drag(page)
         page.get_by_role("button", name="Undo").click()
         middle, high = np.percentile(taken, [50, 95])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import wraps
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import panel as pn
 from bokeh.server.connection import ServerConnection
@@ -26,8 +25,8 @@ from explorer.study import Resolving
 
 # Seconds between two results that are shown.
 INTERVAL = 0.1
-# Milliseconds between two looks for a message that was left behind.
-LOOK = 300
+# Milliseconds between two ticks of the page's clock.
+TICK = 300
 
 
 def ignore_departures(loop: asyncio.AbstractEventLoop) -> None:
@@ -53,17 +52,6 @@ class _Departures:
             self.before(loop, context)
         else:
             loop.default_exception_handler(context)
-
-
-def send_forgotten(document: Any) -> None:
-    """Send what Panel has put by for a browser and forgotten.
-
-    A message that cannot be written at once waits for a task of its own.  The task does nothing when that of
-    the message before has ended between the two (Panel 1.9), and the page would stay as it is until the next
-    change.  Scheduling nothing more sends what waits, in order.
-    """
-    if document in writing._WRITE_MSGS and document not in writing._WRITE_BLOCK:
-        writing.schedule_write_events(document, [], [])
 
 
 def lock_events() -> None:
@@ -98,39 +86,40 @@ def send_at_once() -> None:
 def send_in_order() -> None:
     """Let messages go out in the order in which they were made, for what one defines the next ones only name.
 
-    Bokeh writes those of its own once the handler that has made them is over; Panel 1.9 writes its own at once, and
-    looks for a free connection every 10 ms when there is none.  Each may overtake the other, and the browser does not
-    know what it is told of.  Here a message takes its place in the line when it is made, behind all that Panel has put
-    by until then, and Panel finds the connection taken.
+    Bokeh writes those of its own once the handler that has made them is over.  Panel 1.9 writes its own at once, or,
+    while the connection is taken, puts them by for a task, which comes too late or does nothing when another one has
+    ended in between.  Here each message takes its place in one line when it is made.
     """
-    sends = WSHandler.send_message
+    sends, schedule = WSHandler.send_message, writing.schedule_write_events
     if getattr(sends, "in_order", False):
         return
-    in_line: WeakKeyDictionary[WSHandler, int] = WeakKeyDictionary()
 
-    def put_by(connection: ServerConnection) -> list[Any]:
-        return writing._WRITE_MSGS.get(connection.session.document, {}).pop(connection, [])
-
-    async def write(handler: WSHandler, connection: ServerConnection, turn: Any, messages: list[Any]) -> None:
-        with await turn:
-            in_line[handler] -= 1
-            for at, message in enumerate(messages):
-                with suppress(WebSocketClosedError):
-                    await asyncio.gather(*writing.dispatch_tornado(connection, msg=message))
-                if at == len(messages) - 1 and not in_line[handler]:
-                    messages += put_by(connection)
+    async def write(connection: ServerConnection, turn: Any, message: Any) -> None:
+        with await turn, suppress(WebSocketClosedError):
+            await asyncio.gather(*writing.dispatch_tornado(connection, msg=message))
 
     @wraps(sends)
-    def send_in_line(self: WSHandler, message: Any) -> Any:
-        connection = self.connection
-        if connection is None:
+    def send(self: WSHandler, message: Any) -> Awaitable[None]:
+        if self.connection is None:
             return sends(self, message)
-        in_line[self] = in_line.get(self, 0) + 1
-        turn, messages = self.write_lock.acquire(), [*put_by(connection), message]
-        return asyncio.ensure_future(write(self, connection, turn, messages))
+        # The connection is taken from now on, and what comes later waits behind.
+        return asyncio.ensure_future(write(self.connection, self.write_lock.acquire(), message))
 
-    send_in_line.in_order = True  # type: ignore[attr-defined]
-    WSHandler.send_message = send_in_line  # type: ignore[method-assign]
+    @wraps(schedule)
+    def send_later(document: Any, connections: Iterable[Any], events: list[Any]) -> None:
+        others = []
+        for connection in connections:
+            if isinstance(connection._socket, WSHandler):
+                message = connection.protocol.create("PATCH-DOC", events)
+                asyncio.ensure_future(connection._socket.send_message(message))
+            else:
+                others.append(connection)
+        if others:
+            schedule(document, others, events)
+
+    send.in_order = True  # type: ignore[attr-defined]
+    WSHandler.send_message = send  # type: ignore[method-assign,assignment]
+    writing.schedule_write_events = send_later  # type: ignore[assignment]
 
 
 class Publisher:
@@ -147,22 +136,21 @@ class Publisher:
             send_at_once()
             send_in_order()
             ignore_departures(self.loop.asyncio_loop)  # type: ignore[attr-defined]
-            self.document.add_periodic_callback(self._look, LOOK)
-        self._looks = 0
+            self.document.add_periodic_callback(self._tick, TICK)
+        self._ticks = 0
         self.closed = False
         self.panes: list[pn.viewable.Viewable] = []
 
-    def _look(self) -> None:
-        self._looks += 1
-        send_forgotten(self.document)
+    def _tick(self) -> None:
+        self._ticks += 1
 
     def clock(self) -> float:
         """Seconds in which the page could answer, from any beginning: time that it was busy for does not count.
 
-        Each look waits its turn like a message of the browser's, so a message that has waited for long comes not
+        Each tick waits its turn like a message of the browser's, so a message that has waited for long comes not
         long after the one before.
         """
-        return self._looks * LOOK / 1000 if self.document is not None else time.monotonic()
+        return self._ticks * TICK / 1000 if self.document is not None else time.monotonic()
 
     def later(self, function: Callable[[], None]) -> None:
         """Call ``function()`` on the page's next turn; from any thread."""
