@@ -94,24 +94,29 @@ def send_in_order() -> None:
     if getattr(sends, "in_order", False):
         return
 
+    under_way: set[asyncio.Future[None]] = set()
+
     async def write(connection: ServerConnection, turn: Any, message: Any) -> None:
         with await turn, suppress(WebSocketClosedError):
             await asyncio.gather(*writing.dispatch_tornado(connection, msg=message))
 
+    def in_line(connection: Any, message: Any) -> Awaitable[None]:
+        # The connection is taken from now on, and what comes later waits behind.
+        task = asyncio.ensure_future(write(connection, connection._socket.write_lock.acquire(), message))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+        return task
+
     @wraps(sends)
     def send(self: WSHandler, message: Any) -> Awaitable[None]:
-        if self.connection is None:
-            return sends(self, message)
-        # The connection is taken from now on, and what comes later waits behind.
-        return asyncio.ensure_future(write(self.connection, self.write_lock.acquire(), message))
+        return sends(self, message) if self.connection is None else in_line(self.connection, message)
 
     @wraps(schedule)
     def send_later(document: Any, connections: Iterable[Any], events: list[Any]) -> None:
         others = []
         for connection in connections:
             if isinstance(connection._socket, WSHandler):
-                message = connection.protocol.create("PATCH-DOC", events)
-                asyncio.ensure_future(connection._socket.send_message(message))
+                in_line(connection, connection.protocol.create("PATCH-DOC", events))
             else:
                 others.append(connection)
         if others:
