@@ -204,6 +204,21 @@ def test_other_processes_give_the_same_answers_to_the_last_bit(answers, far, nam
     assert not far.subject.elsewhere.lost
 
 
+def among_two(outputs, targets):
+    """A metric of one's own, which workers import from here."""
+    return (outputs.topk(2).indices == targets[:, None]).any(1).float()
+
+
+def test_a_metric_of_ones_own_is_measured_by_workers(data, processes, small_batches):
+    alone = qx.Session(tiny(), data=data, metric=among_two)
+    session = qx.Session(tiny(), data=data, metric=among_two, executor=processes)
+    assert same(session.evaluate("w4a4"), alone.evaluate("w4a4"))
+    assert session.sensitivity(["int4"]).equals(alone.sensitivity(["int4"]))
+    lost = qx.Session(tiny(), data=data, metric=lambda o, t: among_two(o, t), executor=processes)
+    with pytest.raises(JobError, match="in a module that the workers can import"):
+        lost.evaluate("w4a4")
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_give_the_same_answers_to_the_last_bit(local, threads):
     before = torch.get_num_threads()
