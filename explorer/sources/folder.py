@@ -168,8 +168,8 @@ def damage(file: Path) -> str:
         with file.open("rb") as stream, _opened(stream) as image:
             if _is_whole(image, stream):
                 return ""
-    except Exception:
-        pass  # decoding says what is wrong, if anything is
+    except Exception:  # whatever it is, decoding says below what is wrong, if anything is
+        pass
     try:
         decoded(file)
     except DataError as problem:

@@ -135,7 +135,7 @@ def connect(address: str, budget: int | None = None, patience: float = PATIENCE)
         ) from error
     try:
         return DaskHands(client, budget)
-    except BaseException:
+    except BaseException:  # passed on, an interruption too: nobody else would close it
         client.close()
         raise
 
