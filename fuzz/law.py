@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from explorer.errors import ExplorerError
+from explorer.sources import collect
 
 if TYPE_CHECKING:
     from fuzz.targets import Target
 
-# A reader may take so much memory beyond what the process has, whatever a small file says, bytes.
+# A reader may take so much memory beyond what the process has, whatever a small file says, bytes: the least that
+# collect.budget() allows, on a machine that has little free, as this one is made out to have.
 MEMORY = 1 << 28
 # So long, seconds.
 PATIENCE = 20
@@ -87,7 +90,7 @@ def attempt(target: Target, data: bytes, folder: Path) -> bool:
     before = _reset_peak()
     _watch.folder, _watch.thread, _watch.seen = folder, threading.get_ident(), []
     try:
-        with _patience(), warnings.catch_warnings():
+        with _patience(), patch.object(collect, "free_bytes", lambda: 0), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target.read(data, folder)
         read = True

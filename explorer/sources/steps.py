@@ -15,10 +15,13 @@ from torch.fx.traceback import annotate, preserve_node_meta
 
 from explorer.errors import ModelError
 from explorer.graph.ir import fill, refs
+from explorer.sources.collect import budget, in_words
 from explorer.sources.factory import describe
 
 # One value of the network on a few examples, bytes.
 _LARGEST_VALUE = 1 << 32
+# Channels that a convolution computes together.
+_PADDED = 16
 ROWS = 2
 
 
@@ -161,22 +164,14 @@ def example_for(module: Program, image: Input, name: str, again: str) -> Tensor:
     fixed = image.sizes[0]
     rows = ROWS if fixed is None else 2 * fixed
     inner = image.hints[1:]
-
-    def too_large(step: Step, value: Any) -> None:
-        for each in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(each, Tensor) and each.numel() * each.element_size() > _LARGEST_VALUE:
-                raise ModelError(
-                    f"The network in {name} makes a value of shape {tuple(each.shape)} for {rows} examples, "
-                    "too large to run."
-                )
-
     if math.prod((rows, *inner)) > _LARGEST_VALUE // 8:
         raise ModelError(f"The network in {name} takes inputs of shape {image.hints}, too large to run.")
     try:
         for count in {rows, rows + (fixed or 1)}:
             # Shapes alone are computed: nothing of the size that a hostile file may name is made.
             with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-                returned = module.run(torch.empty((count, *inner), dtype=image.dtype), too_large)
+                x = torch.empty((count, *inner), dtype=image.dtype)
+                returned = module.run(x, _Holding(name, image.name, x))
             if fixed is not None and not _leads(returned, count):
                 raise RuntimeError(f"the result for {count} examples is another")
     except ModelError:
@@ -192,6 +187,58 @@ def example_for(module: Program, image: Input, name: str, again: str) -> Tensor:
         _check_rows(module, example, fixed, name, again)
         example = example[: max(fixed, ROWS)]
     return example
+
+
+class _Holding:
+    """What a run on a few examples holds at once, by shapes; told of each step's value.
+
+    Raises:
+        ModelError: of one value that is too large, or of several together: a run, and comparing its results with
+            another program's, is to stay within :func:`budget`.
+    """
+
+    def __init__(self, name: str, image: str, x: Tensor) -> None:
+        self.name, self.rows = name, len(x)
+        self.values = {image: x}
+
+    def __call__(self, step: Step, value: Any) -> None:
+        own = dict(_named(step.result, value))
+        for each in own.values():
+            if _bytes(each) > _LARGEST_VALUE:
+                raise ModelError(
+                    f"The network in {self.name} makes a value of shape {tuple(each.shape)} for {self.rows} examples, "
+                    "too large to run."
+                )
+        self.values |= own
+        held = sum(map(_bytes, self.values.values()))
+        used = {*own, *refs(step.args), *refs(dict(step.kwargs))} & set(self.values)
+        needed = 2 * held + sum(_copied(self.values[name]) for name in used)
+        if needed > budget():
+            raise ModelError(
+                f"The network in {self.name} needs about {in_words(needed)} for {self.rows} examples, more than the "
+                f"{in_words(budget())} that it may take (half of the free memory)."
+            )
+        for name in step.last:
+            self.values.pop(name, None)
+
+
+def _bytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()
+
+
+def _copied(value: Tensor) -> int:
+    """What a convolution's copy of it takes: its channels are padded to sixteen."""
+    channels = value.shape[1] if value.dim() > 2 else _PADDED
+    return _bytes(value) // max(1, channels) * (-(-channels // _PADDED) * _PADDED)
+
+
+def _named(result: Any, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a step's value by their names."""
+    if isinstance(result, tuple):
+        for each, item in zip(result, value, strict=True):
+            yield from _named(each, item)
+    elif result is not None and isinstance(value, Tensor):
+        yield result, value
 
 
 @contextmanager

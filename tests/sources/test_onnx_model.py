@@ -15,7 +15,8 @@ from explorer.errors import ModelError
 from explorer.graph import capture
 from explorer.sources import load_model
 from explorer.sources.onnxops import OPERATORS
-from fuzz.targets import _models, net
+from fuzz.law import attempt
+from fuzz.targets import TARGETS, _models, net
 
 RNG = np.random.default_rng(0)
 
@@ -171,6 +172,24 @@ def test_tensors_outside_of_the_models_folder_are_not_read(tmp_path: Path) -> No
 
 def relu() -> Any:
     return model([helper.make_node("Relu", ["x"], ["y"])], {}, ("n", 3))
+
+
+def wide(rows: int) -> Any:
+    """A convolution on images of one column, which says itself how long they are."""
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    return model([conv], {"w": floats(2, 1, 3, 3)}, ("n", 1, rows, 1))
+
+
+@pytest.mark.parametrize("rows", [1 << bits for bits in range(18, 23)])
+def test_images_of_any_declared_size_take_no_more_memory_than_allowed(rows: int, tmp_path: Path) -> None:
+    read = attempt(TARGETS["onnx"], wide(rows).SerializeToString(), tmp_path)
+    assert read == (rows <= 1 << 19)
+
+
+def test_values_that_do_not_fit_together_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("explorer.sources.collect.free_bytes", lambda: 0)
+    with pytest.raises(ModelError, match=r"needs about 608\.0 MiB for 2 examples, more than the 256\.0 MiB"):
+        load_model(saved(wide(1 << 21), tmp_path))
 
 
 def test_what_is_no_float_network_for_any_batch_is_refused(tmp_path: Path) -> None:
