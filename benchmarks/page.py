@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def opened(browser: Any, url: str) -> Any:
     page.set_default_timeout(SECONDS * 1000)
     page.goto(url)
     page.get_by_text("Evaluated on").wait_for()
-    page.locator('.tabulator-cell[tabulator-field="sens"]', has_text="~").first.wait_for()
+    page.locator('.tabulator-cell[tabulator-field="sens"]', has_text=re.compile(r"\d")).first.wait_for()
     page.get_by_text("layers' own shares").wait_for()
     return page
 

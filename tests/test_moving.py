@@ -86,11 +86,20 @@ def test_a_hand_that_rests_is_still_at_it_while_its_button_is_down() -> None:
             before = session.recipe
             hand.to(0.9)
             assert session.recipe == before and hand.active
-            hand._to -= 2 * moving.REST
-            hand._scheduled = False
-            hand._edited = hand._to - 2 * moving.PATIENCE
+
+            def rests() -> None:
+                hand._to -= 2 * moving.REST
+                hand._edited = hand._to - 2 * moving.PATIENCE
+                hand._again()
+
+            # A server that was busy looks for rest before it has read the movements of the time: it looks twice.
+            rests()
+            assert session.recipe == before
+            hand.to(0.8)
+            rests()
+            assert session.recipe == before
             hand._again()
-            assert hand.state.config.weight.objective == "clip:0.9"
+            assert hand.state.config.weight.objective == "clip:0.8"
             hand.press(False)
             # A movement that is told before its button.
             page.now += 1.0

@@ -86,7 +86,7 @@ class Distribution(TensorView):
         self.pane = kit.bokeh(self.plot.figure)
         publisher.panes.append(self.pane)
         self.key = kit.html(KEY, css=CSS, styles={"padding": "0 12px"}, height=18)
-        self.theirs = kit.html(css=CSS, height=22, visible=False)
+        self.theirs = kit.show(kit.html(css=CSS, height=22), False)
         self.view = kit.column(self.key, self.pane, self.caption, self.theirs, kit.hand(self._pressed))
         state.param.watch(lambda event: self.plot.use_log(event.new), "log")
         state.param.watch(lambda *_: self.moving.forget(), ["layer", "tensor"])
@@ -179,7 +179,7 @@ class Distribution(TensorView):
             self.key.object = key.replace("</div>", THEIRS + "</div>") if theirs else key
             if not self.moving.stands:
                 self.say(caption(ours))
-        self.theirs.visible = theirs is not None
+        kit.show(self.theirs, theirs is not None)
         self.theirs.object = f'<div class="other">{foreign_caption(theirs)}</div>' if theirs else ""
 
     def failed(self, error: Exception) -> None:

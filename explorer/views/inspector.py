@@ -63,15 +63,15 @@ class TensorControls:
         # The numbers of an objective that takes any: one, or one for each end of an asymmetric range.
         self.numbers = [kit.real("", 1.0), kit.real("", 1.0)]
         self._echoes = kit.Echoes()
-        self.number_row = kit.row(*self.numbers, visible=False)
+        self.number_row = kit.show(kit.row(*self.numbers), False)
         self.convention = kit.select("convention", choices.conventions(), "onnx")
         self.scale = kit.select("scale", choices.scales(), "float")
-        self.overflow = kit.select("overflow", choices.overflows(), "saturate", visible=False)
+        self.overflow = kit.show(kit.select("overflow", choices.overflows(), "saturate"), False)
         self.rounding = kit.select("rounding", choices.roundings(), "nearest")
         self.seed = kit.whole("seed", 0, start=0, width=104)
         self.mode = kit.select("mode", modes, "static", width=112) if modes else None
         self.last = kit.row(*([self.mode] if self.mode is not None else []), self.overflow)
-        self.refused = kit.html(css=CSS, visible=False)
+        self.refused = kit.show(kit.html(css=CSS), False)
         self.view = kit.column(*self._rows(), sizing_mode="stretch_width", css=":host { gap: 8px; }")
         self._watch()
 
@@ -112,7 +112,7 @@ class TensorControls:
 
     def _objective(self) -> str:
         word = str(self.goal.value).partition(":")[0]
-        typed = [widget.value for widget in self.numbers if widget.visible]
+        typed = [widget.value for widget in self.numbers if kit.shown(widget)]
         return ":".join([word, *("" if number is None else spelled(number) for number in typed)])
 
     def _pick_goal(self) -> None:
@@ -132,10 +132,10 @@ class TensorControls:
         parameter: Parameter | None = OBJECTIVES[self.goal.value].parameter
         letter = str(self.goal.value).partition(":")[2]
         count = parameter.count if parameter and not self.symmetric.value else int(parameter is not None)
-        self.number_row.visible = count > 0
+        kit.show(self.number_row, count > 0)
         for place, widget in enumerate(self.numbers):
-            widget.visible = place < count
-            if parameter is not None and widget.visible:
+            kit.show(widget, place < count)
+            if parameter is not None and kit.shown(widget):
                 label = letter if count == 1 else f"{letter} {('low', 'high')[place]}"
                 value = given[place] if place < len(given) else given[0]
                 self._echoes.give(widget, value)
@@ -156,7 +156,7 @@ class TensorControls:
         self.state.problem = ""
         self.sync()
         self.refused.object = f'<div class="refused" role="alert">{escape(sentence)}</div>'
-        self.refused.visible = bool(sentence)
+        kit.show(self.refused, bool(sentence))
 
     @property
     def scheme(self) -> TensorScheme:
@@ -170,7 +170,7 @@ class TensorControls:
             self._show(self.scheme)
         finally:
             self._quiet = False
-        self.refused.visible = False
+        kit.show(self.refused, False)
 
     def _show(self, scheme: TensorScheme) -> None:
         self.format.value = scheme.format
@@ -189,10 +189,10 @@ class TensorControls:
         self.scale.value, self.overflow.value = scheme.scale, scheme.overflow
         self.rounding.value = family(scheme.rounding, ROUNDINGS)
         self.seed.value = int(scheme.rounding.partition(":")[2] or 0)
-        self.seed.visible = ROUNDINGS[self.rounding.value].parameter is not None
+        kit.show(self.seed, ROUNDINGS[self.rounding.value].parameter is not None)
         if self.mode is not None:
             self.mode.value = scheme.mode
-        self.size.visible = GRANULARITIES[self.grain.value].sized
+        kit.show(self.size, GRANULARITIES[self.grain.value].sized)
         # What has no effect is off; each is set once, for of two changes at once the browser may keep the first.
         listed = isinstance(scheme.number, LevelFormat | CodebookFormat)
         self.grain.disabled = self.size.disabled = not scheme.scaled
@@ -202,8 +202,8 @@ class TensorControls:
         self.goal.disabled = not scheme.scaled or (fitted and self.tensor == "input")
         self.scale.disabled = not scheme.ranged
         self.rounding.disabled = self.seed.disabled = scheme.off
-        self.overflow.visible = scheme.number.beyond is not None
-        self.last.visible = self.mode is not None or self.overflow.visible
+        kit.show(self.overflow, scheme.number.beyond is not None)
+        kit.show(self.last, self.mode is not None or kit.shown(self.overflow))
         self.format.disabled = scheme.mode == "off"
 
 
@@ -214,14 +214,14 @@ class Inspector:
         self.state = state
         self.head = kit.html(css=CSS, min_height=56)
         self.weight, self.input = TensorControls(state, "weight"), TensorControls(state, "input")
-        self.why = kit.html(css=CSS, visible=False)
+        self.why = kit.show(kit.html(css=CSS), False)
         self.apply = kit.button(
             "Apply to marked (0)", "all", on_click=lambda *_: self._apply(), disabled=True
         )
         self.reset = kit.button(
             "Reset to default", "reset", variant="text", on_click=lambda *_: self._reset()
         )
-        self.help = kit.html(css=CSS, visible=False)
+        self.help = kit.show(kit.html(css=CSS), False)
         self.actions = kit.row(self.apply, self.reset, css=":host { flex-wrap: wrap; }")
         self.view = kit.column(
             self.head, self.why, self.weight.view, self.input.view, self.actions, self.help,
@@ -256,16 +256,16 @@ class Inspector:
             f"{large(facts['macs'])} MACs · {kilobytes(facts['size_bytes'])}{sqnr}</div>"
         )
         self.why.object = f'<div class="why">Stays in float: {escape(str(facts["reason"]))}.</div>'
-        self.why.visible = bool(facts["reason"])
-        self.weight.view.visible = self._open and _has(facts["weight"])
-        self.input.view.visible = self._open and _has(facts["input"])
-        self.actions.visible = self._open
+        kit.show(self.why, bool(facts["reason"]))
+        kit.show(self.weight.view, self._open and _has(facts["weight"]))
+        kit.show(self.input.view, self._open and _has(facts["input"]))
+        kit.show(self.actions, self._open)
         if self._open:
             self.weight.sync()
             self.input.sync()
             drawn = self.weight if self.state.tensor == "weight" else self.input
             self.help.object = f'<div class="help">{help_of(drawn.scheme)}</div>'
-        self.help.visible = self._open
+        kit.show(self.help, self._open)
         self._label()
 
     def _apply(self) -> None:

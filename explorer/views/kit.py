@@ -183,13 +183,15 @@ class Steady(pn.custom.JSComponent):
       for (const child of view.child_views || []) yield* tables(child)
     }
 
+    // Rows are of one height: not measuring them saves the browser a layout of the page for each.
     function write(table, fresh) {
       for (const record of fresh) {
-        const row = table.getRow(record._index), old = row.getData()
-        const news = Object.keys(record).filter(name => !Object.is(record[name], old[name]))
+        const row = table.getRow(record._index), data = row.getData()
+        const news = Object.keys(record).filter(name => !Object.is(record[name], data[name]))
         // A cell that is drawn from others has not changed itself.
         const drawn = news.map(name => name.replace(/_(bar|text|kind)$/, "")).filter(name => !news.includes(name))
-        if (news.length) row.update(Object.fromEntries(news.map(name => [name, record[name]])))
+        for (const name of news) data[name] = record[name]
+        for (const name of news) row.getCell(name)?._cell.setValueProcessData(record[name])
         for (const name of new Set(drawn)) row.getCell(name)._cell.layoutElement()
       }
     }
@@ -445,6 +447,21 @@ def row(*items: Any, css: str = "", **options: Any) -> pn.Row:
     for item in items:
         item.align = "center"
     return pn.Row(*items, stylesheets=[":host { gap: 6px; }" + css], **options)
+
+
+def show(part: Any, seen: bool) -> Any:
+    """Let a part take its place on the page, or none; gives the part.
+
+    With ``visible`` Bokeh would lay out the whole page anew for it, a quarter of a second in which nothing moves.
+    """
+    if shown(part) != seen:
+        part.styles = {**part.styles, "display": "" if seen else "none"}
+    return part
+
+
+def shown(part: Any) -> bool:
+    """Whether a part takes its place on the page, by :func:`show`."""
+    return bool(part.styles.get("display") != "none")
 
 
 def spacer() -> pn.Spacer:

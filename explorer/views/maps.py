@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from bokeh.models import (
+    CDSView,
     ColumnDataSource,
     FactorRange,
     FixedTicker,
+    GroupFilter,
     HoverTool,
     LinearColorMapper,
     Range1d,
@@ -27,8 +29,8 @@ from explorer.views.text import decibels, points, short
 # Rows grow and shrink with the room there is; below the least the figure scrolls.
 LEAST_ROW, MOST_ROW = 12, 28
 AXIS = 24
-# What the tier of a value looks like: hatching, and the style of the number.
-HATCH = {"estimate": ".", "open": "/", "done": " "}
+# What the tier of a value looks like: hatching where it is not done, and the style of the number.
+HATCH = {"estimate": ".", "open": "/"}
 TIERS = {"estimate": " (an estimate)", "open": " (still sharpening)", "done": ""}
 FONT = {"estimate": "italic", "open": "normal", "done": "normal"}
 PALETTE = cividis(256)
@@ -129,7 +131,7 @@ class SensitivityFigure(Selecting):
                     "colour",
                     "text",
                     "ink",
-                    "hatch",
+                    "look",
                     "font",
                     "layer",
                     "range",
@@ -153,8 +155,15 @@ class SensitivityFigure(Selecting):
         rects = plot.rect(
             x="format", y="row", width=1, height=1, source=self.cells, line_color=None,
             fill_color={"field": "colour", "transform": self.mapper},
-            hatch_pattern={"field": "hatch"}, hatch_color="white", hatch_alpha=0.2, hatch_scale=9,
         )  # fmt: skip
+        # One hatching for all cells of a kind: Bokeh draws one that differs from cell to cell on a canvas for each,
+        # which took the browser a second at every new value.
+        for kind, pattern in HATCH.items():
+            plot.rect(
+                x="format", y="row", width=1, height=1, source=self.cells, line_color=None, fill_color=None,
+                hatch_pattern=pattern, hatch_color="white", hatch_alpha=0.2, hatch_scale=9,
+                view=CDSView(filter=GroupFilter(column_name="look", group=kind)),
+            )  # fmt: skip
         plot.text(
             x="format", y="row", text="text", text_color="ink", source=self.cells, text_align="center",
             text_baseline="middle", text_font_size=letters(len(self.names)), text_font_style={"field": "font"},
@@ -210,7 +219,7 @@ class SensitivityFigure(Selecting):
                 for text, seen in zip(texts, looks, strict=True)
             ],
             "ink": ["#111" if value > middle else "#fff" for value in bad],
-            "hatch": [HATCH[seen] for seen in looks],
+            "look": looks,
             "font": [FONT[seen] for seen in looks],
             "layer": list(table["layer"]),
             "range": [_interval(a, b, measure) for a, b in zip(table["low"], table["high"], strict=True)],

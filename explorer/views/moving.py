@@ -21,6 +21,8 @@ LEAST, MOST = 0.02, 1.0
 # Seconds: between two edits, until a hand rests, until an edit no longer waits for the estimate of the one before, and
 # until what follows is another movement.
 BETWEEN, REST, PATIENCE, PAUSE = 0.15, 0.15, 1.0, 1.0
+# Seconds in which movements are read that had to wait, for the server was busy.
+UNREAD = 0.05
 # Calibration images of the layer's output.
 IMAGES = 32
 
@@ -58,6 +60,8 @@ class Moving:
         self._moved = self._released = -math.inf
         self._held = False
         self._to = self._edited = -math.inf
+        # The last movement, if what may have come after it has had time to be read.
+        self._last = -math.inf
         self._between = BETWEEN
         self._movement = self._revision = 0
         self._effect = self._output = ""
@@ -137,11 +141,14 @@ class Moving:
         if self._scheduled or wish is None:
             return
         # An edit is felt all over the page, a hand on its way everywhere.
-        travels = self._held and now - self._to < REST
+        rests = now - self._to >= REST
+        travels = self._held and not (rests and self._last == self._to)
         behind = state.evaluation_revision != state.session.revision and now - self._edited < PATIENCE
         if travels or behind or now - self._edited < self._between:
             self._scheduled = True
-            self.publisher.after(BETWEEN, self._again)
+            if rests:
+                self._last = self._to
+            self.publisher.after(UNREAD if travels and rests else BETWEEN, self._again)
             return
         if getattr(state.config, state.tensor).objective == wish.name:
             return

@@ -18,7 +18,6 @@ from playwright.sync_api import Locator, expect
 from explorer.errors import JobError
 from explorer.recipe import Recipe
 from explorer.views.app import STOPS
-from explorer.views.maps import HATCH
 from tests.browsing import KEPT, free_port
 
 from .conftest import LONG
@@ -236,18 +235,17 @@ def test_sessions_do_not_see_each_others_recipe(open_page: Callable[[], Any]) ->
 
 def tiers(page: Any) -> dict[str, int]:
     """How many cells of the map are drawn as estimates, as exact but open, and as done."""
-    counts = page.evaluate(
+    counts: dict[str, int] = page.evaluate(
         """() => {
             for (const model of Bokeh.documents[0]._all_models.values())
-                if (model.type === "ColumnDataSource" && model.data.hatch) {
+                if (model.type === "ColumnDataSource" && model.data.look) {
                     const found = {}
-                    for (const hatch of model.data.hatch) found[hatch] = (found[hatch] || 0) + 1
+                    for (const look of model.data.look) found[look] = (found[look] || 0) + 1
                     return found
                 }
         }"""
     )
-    names = {pattern: name for name, pattern in HATCH.items()}
-    return {names[pattern]: count for pattern, count in counts.items()}
+    return counts
 
 
 def words(page: Any) -> Locator:
