@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,8 @@ from tests.browsing import FLAGS, KEPT, free_port, wait_until_up
 
 # Positions of a drag, and the seconds between two of them.
 POSITIONS, BETWEEN = 90, 1 / 30
+# Where a hand that hesitates stands still, and for how many seconds.
+PAUSES, PAUSE = (20, 40, 60), 0.4
 # Milliseconds within which the figure is to follow, at the 95th percentile: alone, and beside another session.
 ALONE, BESIDE = 100, 200
 SERVE = "from explorer.views.app import serve; serve({model!r}, port={port}, show=False, images={images})"
@@ -86,9 +88,10 @@ def opened(browser: Any, url: str) -> Any:
     return page
 
 
-def drag(page: Any) -> np.ndarray:
+def drag(page: Any, pauses: Sequence[int] = ()) -> np.ndarray:
     """Drag the upper end of the histogram's range inwards; for each position the milliseconds until it was drawn.
 
+    The hand stands still for a while at some positions: the recipe, and all that hangs on it, follows there.
     The levels reach in proportion to the range, and the range only shrinks: the first drawing that reaches no farther
     than a position has taken it, or a later one, into account.
     """
@@ -104,6 +107,9 @@ def drag(page: Any) -> np.ndarray:
         share = 1 - 0.7 * number / POSITIONS
         page.mouse.move(place["zero"] + (place["high"] - place["zero"]) * share, place["y"])
         time.sleep(max(0.0, begun + number * BETWEEN - time.monotonic()))
+        if number in pauses:
+            time.sleep(PAUSE)
+            begun += PAUSE
     page.wait_for_timeout(2000)
     moves, drawn = (
         np.array(page.evaluate(name), dtype=np.float64).reshape(-1, 2) for name in ("moves", "drawn")
@@ -129,13 +135,16 @@ def measured(page: Any, name: str, bound: int, beside: str) -> Iterator[Line]:
         layer = name_of.inner_text()
         name_of.click()
         page.wait_for_timeout(3000)
-        taken = drag(page)
-        page.get_by_role("button", name="Undo").click()
-        middle, high = np.percentile(taken, [50, 95])
-        yield Line(
-            f"{name} {layer}: drag to histogram, {beside}", high / bound, 1.0,
-            f"p50 {middle:.0f} ms, p95 {high:.0f} ms, {len(taken)} positions; of {bound} ms",
-        )  # fmt: skip
+        for pauses in ((), PAUSES):
+            taken = drag(page, pauses)
+            page.get_by_role("button", name="Undo").click()
+            page.wait_for_timeout(1500)
+            middle, high = np.percentile(taken, [50, 95])
+            how = f", {len(pauses)} pauses" if pauses else ""
+            yield Line(
+                f"{name} {layer}: drag to histogram, {beside}{how}", high / bound, 1.0,
+                f"p50 {middle:.0f} ms, p95 {high:.0f} ms, {len(taken)} positions; of {bound} ms",
+            )  # fmt: skip
 
 
 def lines(options: argparse.Namespace) -> Iterator[Line]:

@@ -20,9 +20,10 @@ from explorer.graph.ir import fill
 from explorer.graph.store import ENTRY_BYTES
 from explorer.recipe import PRESETS
 from explorer.sources import ArrayData
-from explorer.study import MEASURES, TENSOR_CHOICES
+from explorer.study import MEASURES, TENSOR_CHOICES, histogram_of
 from explorer.study.evaluate import MINIMUM_IMAGES, ScoreList, Scores
 from explorer.subject import Stream, Subject, make_subject
+from explorer.tensor import fit_tensor
 from tests.small import images, tiny
 
 
@@ -362,6 +363,25 @@ def test_histogram_levels_are_the_codes_of_one_scale(session):
     assert np.allclose(np.diff(h.levels), h.scale[1])
     assert h.clip == pytest.approx((h.levels[0], h.levels[-1]))
     assert h.used_levels <= 7
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_counts_of_a_histogram_are_those_between_its_edges(bits, weighted):
+    draw = torch.Generator().manual_seed(bits)
+    x = torch.cat([torch.randn(70_000, generator=draw), torch.arange(-64, 65) / 16])
+    scheme = qx.TensorScheme(f"int{bits}", objective="clip:0.7")
+    after, params = qx.fake_quantize(x, scheme), fit_tensor(x, scheme, 0)
+    weights = torch.randint(0, 4, x.shape, generator=draw).float() if weighted else None
+    for bins in (1, 7, 256):
+        found = histogram_of("fc", "weight", scheme, x, after, params, weights, bins=bins)
+        for counts, values in ((found.counts, x), (found.quantized_counts, after)):
+            expected = np.histogram(
+                values.double().numpy(),
+                found.edges,
+                weights=None if weights is None else weights.double().numpy(),
+            )[0]
+            np.testing.assert_array_equal(counts, expected)
 
 
 @pytest.mark.parametrize(

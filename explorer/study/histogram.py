@@ -119,17 +119,23 @@ def histogram_of(
     """
     x, y = before.detach().reshape(-1).double().numpy(), after.detach().reshape(-1).double().numpy()
     w = None if weights is None else weights.detach().reshape(-1).double().numpy()
-    known = np.isfinite(y)
-    inside = y[known] if known.any() else x
+    finite = np.isfinite(y)
+    every = bool(finite.all())
+    kept, kept_w = (y, w) if every else (y[finite], None if w is None else w[finite])
+    inside = kept if len(kept) else x
     low, high = float(min(x.min(), inside.min())), float(max(x.max(), inside.max()))
     edges = _edges(low, high, bins)
-    counts = np.histogram(x, edges, weights=w)[0].astype(float)
-    quantized = np.histogram(y[known], edges, weights=None if w is None else w[known])[0].astype(float)
-    counted = np.ones_like(x) if w is None else w
-    error = np.where(known, x - y, np.where(counted > 0, np.inf, 0.0)) ** 2
+    # With its ends NumPy computes a value's bin, with all edges it sorts the values; the counts are the same.
+    ends = float(edges[0]), float(edges[-1])
+    counts = np.histogram(x, bins, ends, weights=w)[0].astype(float)
+    quantized = np.histogram(kept, bins, ends, weights=kept_w)[0].astype(float)
+    lost = not every and (w is None or bool((w[~finite] > 0).any()))
+    error = x - y if every else x[finite] - kept
+    error *= error
     total = float(len(x) if w is None else w.sum())
     signal = float((x * x).sum() if w is None else (w * x * x).sum())
-    sums = ErrorSums(1, signal, float(error.sum() if w is None else (w * error).sum()))
+    noise = math.inf if lost else float(error.sum() if kept_w is None else (kept_w * error).sum())
+    sums = ErrorSums(1, signal, noise)
     clip, scale, groups = (low, high), (0.0, 0.0, 0.0), 1
     if params is not None:
         bottom, top = params.clip
@@ -142,9 +148,8 @@ def histogram_of(
     levels = _levels(params, scheme, low, high)
     used = 0
     if len(levels):
-        kept = y[known] if w is None else y[known & (w > 0)]
         if groups == 1:
-            used = min(len(np.unique(kept)), len(levels))
+            used = min(len(np.unique(kept if kept_w is None else kept[kept_w > 0])), len(levels))
         elif params is not None:
             used = len(levels)
     return Histogram(
@@ -165,7 +170,7 @@ def histogram_of(
         used,
         sums.sqnr_db if total and not math.isnan(signal) else math.inf,
         exact,
-        _share(~known, w),
+        0.0 if every else _share(~finite, w),
         entropy,
     )
 
