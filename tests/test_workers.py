@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -37,6 +38,9 @@ from explorer.workers import Crew, Hands, cluster, connect, hands_of
 from explorer.workers.packing import pack, plan_for, unpack
 from tests.nets import SHAPES, captured
 from tests.small import images, tiny
+
+# What differs from report to report: the names of the places of its figures.
+REPORTED = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\bp\d+\b")
 
 COUNT = 90
 
@@ -454,6 +458,11 @@ def test_the_command_line_takes_a_cluster(dask, tmp_path, capsys):
     assert main([*asked, str(tmp_path / "far.json"), "--cluster", dask.scheduler.address]) == 0
     assert main([*asked, str(tmp_path / "near.json")]) == 0
     assert (tmp_path / "far.json").read_text() == (tmp_path / "near.json").read_text()
+    asked = ["report", *asked[1:-1], "--sensitivity", "exact", "--out"]
+    assert main([*asked, str(tmp_path / "far.html"), "--cluster", dask.scheduler.address]) == 0
+    assert main([*asked, str(tmp_path / "near.html")]) == 0
+    far, near = (REPORTED.sub("", (tmp_path / f"{name}.html").read_text()) for name in ("far", "near"))
+    assert far == near
     assert main(["layers", "--model", "fashion-lenet300", "--json", "-"]) == 0
     capsys.readouterr()
     assert main(["evaluate", "--cluster", "tcp://127.0.0.1:1"]) == 2

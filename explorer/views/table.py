@@ -35,6 +35,13 @@ WIDTHS = {
     "mark": 24, "at": 24, "name": 98, "w_format": 53, "w_grain": 66, "w_goal": 57, "w_sym": 30, "sqnr": 50, "sens": 58,
     "a_format": 50, "a_mode": 45, "size": 38, "op": 44,
 }  # fmt: skip
+# These stay as narrow; the others share what room there is in proportion, and below their widths the list scrolls.
+NARROW = ("mark", "at")
+GROWING = [
+    {"field": name, "minWidth": width, "widthGrow": round(width / 10)}
+    for name, width in WIDTHS.items()
+    if name not in NARROW
+]
 TIPS = {
     "mark": "marked layers are edited together in the inspector",
     "at": "place in the order of execution; a click on a header sorts, this one brings the order back",
@@ -145,18 +152,18 @@ class LayerTable:
             frame(state),
             hidden_columns=HIDDEN,
             titles=TITLES if classes else TITLES | {"sens": "err. int4"},
-            widths=WIDTHS,
+            widths={name: WIDTHS[name] for name in NARROW},
             editors=self._editors(),
             formatters=self._formatters(),
             text_align={"at": "right", "sqnr": "right", "sens": "right", "size": "right", "mark": "center"},
             header_tooltips=TIPS if classes else TIPS | {"sens": TIPS["sens"].replace(*WITHOUT_CLASSES)},
             show_index=False,
             selectable=1,
-            layout="fit_data",
+            layout="fit_columns",
             theme="simple",
             stylesheets=[theme.TABLE],
             frozen_columns=["mark", "at", "name"],
-            configuration={"rowHeight": 26, "columnDefaults": {"minWidth": 24}},
+            configuration={"rowHeight": 26, "columnDefaults": {"minWidth": 24}, "columns": GROWING},
         )
         # All of it is worked out at each change of the table.
         if any(self.reasons.values()):
