@@ -599,6 +599,7 @@ def upload(label: str, accept: str, most: int = 1 << 20, **more: Any) -> pmui.Fi
     more.setdefault("margin", 0)
     return Upload(
         label=label,
+        uploaded_label=label,  # whether it is a recipe is said by the page
         accept=accept,
         multiple=False,
         max_file_size=min(most, limits().upload or most),

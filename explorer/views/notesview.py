@@ -27,7 +27,7 @@ class NotesView:
 
     def __init__(self, state: PageState) -> None:
         self.state = state
-        self._quiet = False
+        self._quiet = self._kept = False
         self.overall = kit.text_area("on the whole")
         self.layer = kit.text_area("on the layer")
         self.list = kit.live(CSS, self._pressed)
@@ -51,10 +51,13 @@ class NotesView:
         if self._quiet:
             return
         layers = {**self.state.notes.layers, self.state.layer: self.layer.value}
+        self._kept = False
         self.state.attempt(lambda: self._keep(Notes(self.overall.value, layers)))
+        self._list()
 
     def _keep(self, notes: Notes) -> None:
         self.state.notes = notes
+        self._kept = True
 
     def _pressed(self, name: str) -> None:
         self.state.layer = name
@@ -68,19 +71,27 @@ class NotesView:
             self.layer.param.update(label=f"on {state.layer}", value=notes.layers.get(state.layer, ""))
         finally:
             self._quiet = False
-        self.list.object = markup(notes, [str(name) for name in state.layers["name"]])
+        self._list()
+
+    def _list(self) -> None:
+        notes, state = self.state.notes, self.state
+        self.list.object = markup(notes, [str(name) for name in state.layers["name"]], self._kept)
 
 
-def markup(notes: Notes, names: list[str]) -> str:
-    """The notes on layers as HTML, in the order of execution; a name is a button that chooses its layer."""
+def markup(notes: Notes, names: list[str], kept: bool = False) -> str:
+    """The notes on layers as HTML, in the order of execution; a name is a button that chooses its layer.
+
+    ``kept`` says that what was written last has been taken down.
+    """
     rows = [
         f'<div class="remark"><button data-press="{escape(name)}">{escape(name)}</button> '
         f"{escape(notes.layers[name])}</div>"
         for name in names
         if name in notes.layers
     ]
+    sign = '<b role="status">Kept.</b> ' if kept else ""
     hint = (
-        '<div class="remark faint">Notes go into the report, and into the address of this page. '
-        f"Up to {LONGEST_NOTE:,} characters each.</div>"
+        f'<div class="remark faint">{sign}Notes go into the report, and into the address of this page, when '
+        f"their field is left. Up to {LONGEST_NOTE:,} characters each.</div>"
     )
     return "".join(rows) + hint

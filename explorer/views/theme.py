@@ -113,7 +113,7 @@ def halves(wanted: int) -> str:
     """
     return f"""
 :host {{ display: grid !important; min-height: 0; grid-template-columns: minmax(0, 1fr);
-  grid-template-rows: minmax(244px, 1fr) minmax(54%, {wanted}px); }}
+  grid-template-rows: minmax(max(244px, 38%), 1fr) minmax(54%, {wanted}px); }}
 :host(.below) {{ grid-template-rows: minmax(244px, 1fr) minmax(54%, 1.6fr); }}
 :host(.even) {{ grid-template-rows: minmax(0, 5fr) minmax(0, 4fr); }}
 """

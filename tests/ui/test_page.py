@@ -171,6 +171,7 @@ def test_recipes_are_loaded_and_bad_ones_refused(open_page: Callable[[], Any], t
     expect(cell(page, 2, "w_format")).to_have_text("int3")
     chooser.set_input_files(bad)
     expect(page.get_by_text("There is no format 'int33'")).to_be_visible()
+    expect(page.get_by_text("Uploaded")).to_have_count(0)
     expect(cell(page, 2, "w_format")).to_have_text("int3")
     chooser.set_input_files(binary)
     expect(page.get_by_text("'binary.yaml' is not text")).to_be_visible()
