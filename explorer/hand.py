@@ -16,6 +16,10 @@ from contextlib import contextmanager
 QUIET, REST = 0.5, 10.0
 
 
+class Leaving(BaseException):
+    """The process ends, and work in the background with it."""
+
+
 class _Here(threading.local):
     """Of a thread: whether its work is over, None for work that somebody waits for; until when it does not rest."""
 
@@ -34,6 +38,7 @@ class Hand:
     def __init__(self) -> None:
         self._until = -math.inf
         self._here = _Here()
+        self._left = False
 
     def moves(self) -> None:
         """Somebody has moved something a moment ago."""
@@ -48,9 +53,19 @@ class Hand:
         finally:
             self._here.cancelled = None
 
+    def leave(self) -> None:
+        """The process ends: what works in the background is to stop where it is."""
+        self._left = True
+
     def breathe(self) -> None:
-        """Rest while the hand moves, if this thread works in the background; to be called every few milliseconds."""
+        """Rest while the hand moves, if this thread works in the background; to be called every few milliseconds.
+
+        Raises:
+            Leaving: in the background, when the process ends.
+        """
         thread, now = self._here, time.monotonic()
+        if self._left and thread.cancelled is not None:
+            raise Leaving
         if thread.cancelled is None or now >= self._until or now < thread.works_until:
             return
         end = now + REST

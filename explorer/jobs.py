@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import statistics
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -208,6 +210,24 @@ class Job:
         self._call(self.on_done)
 
 
+# Those that have a thread.
+_WORKERS: WeakSet[Worker] = WeakSet()
+# Seconds that jobs have to end when the process does.
+_LAST = 5.0
+
+
+@atexit.register
+def _end_all() -> None:
+    """End what runs: a thread that is in the middle of torch's code when Python goes takes the process down with it."""
+    HAND.leave()
+    end, workers = time.monotonic() + _LAST, list(_WORKERS)
+    for worker in workers:
+        worker.close()
+    for worker in workers:
+        if worker._thread is not None:
+            worker._thread.join(max(0.0, end - time.monotonic()))
+
+
 class Worker:
     """Runs one job at a time in a thread of its own.
 
@@ -261,6 +281,7 @@ class Worker:
             self._waiting = job
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name=self.name, daemon=True)
+                _WORKERS.add(self)
                 self._thread.start()
             self._wake.notify()
         return job

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import math
 import random
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -193,6 +195,14 @@ class Clock:
         """Seconds slept since this was asked."""
         slept, self.slept = self.slept, 0.0
         return slept
+
+
+def test_only_work_in_the_background_stops_when_the_process_ends():
+    one = Hand()
+    one.leave()
+    one.breathe()
+    with one.background(lambda: False), pytest.raises(hand.Leaving):
+        one.breathe()
 
 
 def test_a_rest_ends_when_the_hand_does_and_never_lasts(monkeypatch):
@@ -446,3 +456,28 @@ def test_messages_go_out_in_the_order_in_which_they_were_made() -> None:
     assert runs.WSHandler.send_message is sends
     made, got = elsewhere(lambda: asyncio.run(race()))
     assert len(made) == 7 and got == made
+
+
+LEAVES = """
+import time, torch
+from explorer.jobs import Worker
+
+def steps():
+    try:
+        while True:
+            torch.nn.functional.conv2d(torch.ones(8, 16, 64, 64), torch.ones(16, 16, 3, 3))
+            yield
+    finally:
+        print("ended", flush=True)
+
+begun = []
+Worker("left").submit(steps, begun.append)
+while not begun:
+    time.sleep(0.01)
+"""
+
+
+def test_a_process_that_ends_ends_its_jobs_first() -> None:
+    """A thread in the middle of torch's code would end the process with an abort."""
+    run = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "ended\n", "")

@@ -245,6 +245,7 @@ def _tangent(sweep: Sweep, examples: Examples, seed: int) -> _Tangent | None:
             here = [None if each is None else by_image(each, along, images) for each in here]
             signal = energy(by_image(plain[name], along, images))
             for index in rows[name]:
+                HAND.breathe()
                 error = sweep.engine.compute(sweep.local_plan(sweep.rows[index]), name, plain) - plain[name]
                 error = by_image(error, along, images)
                 if bool(torch.isfinite(error).all()):

@@ -116,7 +116,7 @@ def _barred(table: pd.DataFrame, state: PageState) -> pd.DataFrame:
     looks = [state.ranking.get(name, (math.nan, ""))[1] for name in table["name"]]
     sure = ["~" if look == "estimate" or state.ranking_old else "" for look in looks]
     table["sens_text"] = [
-        NONE if math.isnan(value) else before + cell_text(value, "kl")
+        NONE if math.isnan(value) else (before + cell_text(value, "kl")).replace("~<", "<")
         for before, value in zip(sure, table["sens"], strict=True)
     ]
     return table
