@@ -128,3 +128,22 @@ def test_a_range_that_the_browser_says_back_is_no_movement() -> None:
     moved = (0.5 * shown[0], 0.5 * shown[1])
     plot.clips.data = {"x": list(moved)}
     assert heard == [moved]
+
+
+def test_what_is_chosen_in_a_cell_outlives_news_of_the_row() -> None:
+    """A browser says one after the other that a cell will change, its value, and that it has changed."""
+    views = pytest.importorskip("explorer.views.table")
+    from panel.models.tabulator import TableEditEvent
+
+    from explorer.views.state import PageState
+
+    state = PageState(qx.Session(tiny(), data=images()))
+    table = views.LayerTable(state)
+    row = table.names.index("mid")
+    table.table._process_event(TableEditEvent(None, "w_format", row, pre=True))
+    table.table.value.loc[row, "w_format"] = "int2"
+    state.ranking = {name: (0.5, "estimate") for name in table.names}
+    assert table.table.value.loc[row, "sens"] == 0.5
+    table.table._process_event(TableEditEvent(None, "w_format", row, pre=False))
+    assert state.session.recipe.config("mid").weight.format == "int2"
+    assert table.table.value.loc[row, "w_format"] == "int2" and table.table.changed is None

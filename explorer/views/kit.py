@@ -630,11 +630,31 @@ def text_area(label: str, **more: Any) -> pmui.TextAreaInput:
     return pmui.TextAreaInput(label=label, value="", rows=3, auto_grow=True, max_rows=8, size="small", **more)
 
 
-def table(frame: Any, **more: Any) -> pn.widgets.Tabulator:
+class Table(pn.widgets.Tabulator):
+    """Knows which cell is being ``changed``, its row and its column, or None.
+
+    A browser says three things one after the other: that a cell will change, its new value, and that it has changed;
+    Panel reads the value at the third.  What is written into the cell in between is taken for the user's.
+    """
+
+    def __init__(self, value: Any, **options: Any) -> None:
+        self.changed: tuple[int, str] | None = None
+        super().__init__(value, **options)
+
+    def _process_event(self, event: Any) -> None:
+        edit = event.event_name == "table-edit"
+        if edit:
+            self.changed = None
+        super()._process_event(event)
+        if edit and event.pre:
+            self.changed = event.row, event.column
+
+
+def table(frame: Any, **more: Any) -> Table:
     """A table with cells that can be edited."""
     more.setdefault("sizing_mode", "stretch_both")
     more.setdefault("margin", 0)
-    return pn.widgets.Tabulator(frame, **more)
+    return Table(frame, **more)
 
 
 def page(**more: Any) -> Any:

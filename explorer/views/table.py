@@ -280,7 +280,10 @@ class LayerTable:
         self.count.object = f'<div class="marks">Mark {buttons}{marked}</div>'
 
     def refresh(self, force: int | None = None) -> None:
-        """Patch the cells that differ from the recipe; ``force`` names a row that is written anyhow."""
+        """Patch the cells that differ from the recipe; ``force`` names a row that is written anyhow.
+
+        Not the one that a user is changing: what stands there is on its way into the recipe.
+        """
         new, old = self._rows(), self.table.value
         patch: dict[str, list[tuple[int, Any]]] = {}
         for name in new.columns:
@@ -288,7 +291,7 @@ class LayerTable:
                 same = a == b or (
                     isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b)
                 )
-                if not same or (row == force and name in FIELDS):
+                if (row, name) != self.table.changed and (not same or (row == force and name in FIELDS)):
                     patch.setdefault(name, []).append((row, a))
         if patch:
             self.table.patch(patch)
