@@ -196,7 +196,8 @@ class Socket(Guard):
 
     def on_close(self) -> None:
         self.gone = True
-        session = self.connection.session if self.connection is not None else None
+        # Told twice of a browser that left while it was being connected: the second time there is no session.
+        session = getattr(self.connection, "_session", None)
         super().on_close()  # type: ignore[misc]
         # Bokeh's page does not connect again; so its place is free at once.
         if session is not None and not session.connection_count:
