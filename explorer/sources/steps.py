@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -84,7 +85,7 @@ class Program(nn.Module):
             # A capture of this module learns here what the user called the step's own.
             with preserve_node_meta(), annotate({"explorer": (step.module, step.source)}):
                 value = step.call(*fill(step.args, values), **fill(dict(step.kwargs), values))
-            _bind(step.result, value, values)
+            values.update(_named(step.result, value))
             if seen is not None:
                 seen(step, value)
             for name in step.last:
@@ -110,12 +111,13 @@ def _hold(module: nn.Module, name: str, tensor: Tensor, persistent: bool) -> Non
         module.register_buffer(last, tensor, persistent)
 
 
-def _bind(result: Any, value: Any, values: dict[str, Any]) -> None:
+def _named(result: Any, value: Any) -> Iterator[tuple[str, Any]]:
+    """The parts of a value by their names in a :attr:`Step.result`."""
     if isinstance(result, tuple):
         for each, item in zip(result, value, strict=True):
-            _bind(each, item, values)
+            yield from _named(each, item)
     elif result is not None:
-        values[result] = value
+        yield result, value
 
 
 def names_in(result: Any) -> Iterator[str]:
@@ -199,20 +201,20 @@ class _Holding:
 
     def __init__(self, name: str, image: str, x: Tensor) -> None:
         self.name, self.rows = name, len(x)
-        self.values = {image: x}
+        self.values = {image: [x]}
 
     def __call__(self, step: Step, value: Any) -> None:
-        own = dict(_named(step.result, value))
-        for each in own.values():
+        for each in _tensors(value):
             if _bytes(each) > _LARGEST_VALUE:
                 raise ModelError(
                     f"The network in {self.name} makes a value of shape {tuple(each.shape)} for {self.rows} examples, "
                     "too large to run."
                 )
+        own = {name: list(_tensors(part)) for name, part in _named(step.result, value)}
         self.values |= own
-        held = sum(map(_bytes, self.values.values()))
         used = {*own, *refs(step.args), *refs(dict(step.kwargs))} & set(self.values)
-        needed = 2 * held + sum(_copied(self.values[name]) for name in used)
+        held = sum(map(_bytes, chain.from_iterable(self.values.values())))
+        needed = 2 * held + sum(_copied(each) for name in used for each in self.values[name])
         if needed > budget():
             raise ModelError(
                 f"The network in {self.name} needs about {in_words(needed)} for {self.rows} examples, more than the "
@@ -232,13 +234,13 @@ def _copied(value: Tensor) -> int:
     return _bytes(value) // max(1, channels) * (-(-channels // _PADDED) * _PADDED)
 
 
-def _named(result: Any, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a step's value by their names."""
-    if isinstance(result, tuple):
-        for each, item in zip(result, value, strict=True):
-            yield from _named(each, item)
-    elif result is not None and isinstance(value, Tensor):
-        yield result, value
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a value, which may be a list of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
 
 
 @contextmanager

@@ -68,6 +68,15 @@ def cell_text(value: float, measure: str) -> str:
     )
 
 
+def estimated(text: str) -> str:
+    """The number of a cell as that of an estimate.
+
+    >>> estimated("0.0135"), estimated("< 1e-6"), estimated("")
+    ('~0.0135', '< 1e-6', '')
+    """
+    return text if text[:1] in ("", "<") else f"~{text}"
+
+
 def look(method: str, complete: bool) -> str:
     """How a value is drawn: an estimate, exact and still sharpening, or done.
 
@@ -215,7 +224,7 @@ class SensitivityFigure(Selecting):
             "format": list(table["format"]),
             "colour": bad.tolist(),
             "text": [
-                f"~{text}" if seen == "estimate" and text[:1] not in ("", "<") else text
+                estimated(text) if seen == "estimate" else text
                 for text, seen in zip(texts, looks, strict=True)
             ],
             "ink": ["#111" if value > middle else "#fff" for value in bad],

@@ -27,7 +27,7 @@ class NotesView:
 
     def __init__(self, state: PageState) -> None:
         self.state = state
-        self._quiet = self._kept = False
+        self._quiet = False
         self.overall = kit.text_area("on the whole")
         self.layer = kit.text_area("on the layer")
         self.list = kit.live(CSS, self._pressed)
@@ -51,13 +51,11 @@ class NotesView:
         if self._quiet:
             return
         layers = {**self.state.notes.layers, self.state.layer: self.layer.value}
-        self._kept = False
-        self.state.attempt(lambda: self._keep(Notes(self.overall.value, layers)))
-        self._list()
+        refused = self.state.attempt(lambda: self._keep(Notes(self.overall.value, layers)))
+        self._list(kept=not refused)
 
     def _keep(self, notes: Notes) -> None:
         self.state.notes = notes
-        self._kept = True
 
     def _pressed(self, name: str) -> None:
         self.state.layer = name
@@ -73,9 +71,8 @@ class NotesView:
             self._quiet = False
         self._list()
 
-    def _list(self) -> None:
-        notes, state = self.state.notes, self.state
-        self.list.object = markup(notes, [str(name) for name in state.layers["name"]], self._kept)
+    def _list(self, kept: bool = False) -> None:
+        self.list.object = markup(self.state.notes, [str(name) for name in self.state.layers["name"]], kept)
 
 
 def markup(notes: Notes, names: list[str], kept: bool = False) -> str:

@@ -12,7 +12,7 @@ from bokeh.models.widgets.tables import HTMLTemplateFormatter, NumberFormatter
 from explorer.views import choices, kit, theme
 from explorer.views.bulk import BulkBar, matching
 from explorer.views.explained import LAYERS, ask
-from explorer.views.maps import cell_text
+from explorer.views.maps import cell_text, estimated
 from explorer.views.presets import PresetBar
 from explorer.views.state import PageState
 
@@ -114,10 +114,10 @@ def _barred(table: pd.DataFrame, state: PageState) -> pd.DataFrame:
     table["sqnr_kind"], table["sens_kind"] = "", "old" if state.ranking_old else ""
     table["sqnr_text"] = [NONE if math.isnan(value) else f"{value:.1f}" for value in table["sqnr"]]
     looks = [state.ranking.get(name, (math.nan, ""))[1] for name in table["name"]]
-    sure = ["~" if look == "estimate" or state.ranking_old else "" for look in looks]
+    texts = [NONE if math.isnan(value) else cell_text(value, "kl") for value in table["sens"]]
     table["sens_text"] = [
-        NONE if math.isnan(value) else (before + cell_text(value, "kl")).replace("~<", "<")
-        for before, value in zip(sure, table["sens"], strict=True)
+        estimated(text) if text != NONE and (look == "estimate" or state.ranking_old) else text
+        for text, look in zip(texts, looks, strict=True)
     ]
     return table
 
