@@ -17,6 +17,8 @@ from explorer.formats import QParams, fake_quantize_
 
 # Elements of a group of which one extreme stands for all in a bound on what is clipped.
 _BLOCK = 16
+# Candidates of few values are tried together, so many numbers at a time: each pass has a cost of its own.
+_TOGETHER = 1 << 19
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class Plain:
         exponent: to which power errors are raised.
         lows: the least value of each block of points, ``(groups, blocks)``.
         highs: the largest value of each block.
-        buffer: where errors are worked out, like ``values``.
+        buffer: where errors are worked out, like ``values``, for one candidate or more of them.
         weights: float32 like ``values``, or None where each value counts once.
     """
 
@@ -64,7 +66,13 @@ class Plain:
 
         values = laid(scaled)
         weights = None if sample.weights is None else laid(sample.weights)
-        return cls(values, axis, unit, exponent, lows, highs, torch.empty_like(values), weights)
+        buffer = torch.empty(max(1, _TOGETHER // values.numel()), *values.shape)
+        return cls(values, axis, unit, exponent, lows, highs, buffer, weights)
+
+    @property
+    def together(self) -> int:
+        """How many candidates are worked out in one pass."""
+        return len(self.buffer)
 
     @property
     def points(self) -> int:
@@ -76,23 +84,26 @@ class Plain:
         return error.square_() if self.exponent == 2 else error.abs_().pow_(self.exponent)
 
     def least(self, low: Tensor, high: Tensor) -> Tensor:
-        """A lower bound on the cost of clipping to ``low``..``high`` (groups,), real units; float32 ``(groups,)``."""
-        below = (low * self.unit)[:, None] - self.lows
-        above = self.highs - (high * self.unit)[:, None]
-        return self._raised(below.clamp_(min=0)).sum(1).add_(self._raised(above.clamp_(min=0)).sum(1))
+        """Lower bounds on the costs of clipping to ``low``..``high``, real units; all ``(candidates, groups)``."""
+        below = (low * self.unit)[..., None] - self.lows
+        above = self.highs - (high * self.unit)[..., None]
+        return self._raised(below.clamp_(min=0)).sum(-1).add_(self._raised(above.clamp_(min=0)).sum(-1))
 
     def error(self, scale: Tensor, zero_point: Tensor, params: QParams) -> Tensor:
-        """The cost of each group for one scale and zero point a group, float64 ``(groups,)``."""
+        """The costs of at most ``together`` candidates, float64 ``(candidates, groups)`` as their parameters are."""
         # A least scale may be beyond all that the group holds, in its units beyond all numbers.
-        scale = (scale * self.unit).clamp_(max=torch.finfo(torch.float32).max).unsqueeze(self.axis)
-        zero_point = zero_point.unsqueeze(self.axis)
+        scale = (scale * self.unit).clamp_(max=torch.finfo(torch.float32).max)
+        axis = self.axis - 2
+        buffer = self.buffer[: len(scale)]
         error = self._raised(
-            fake_quantize_(self.values, scale, zero_point, params, self.buffer).sub_(self.values)
+            fake_quantize_(
+                self.values.expand_as(buffer), scale.unsqueeze(axis), zero_point.unsqueeze(axis), params, buffer
+            ).sub_(self.values)
         )
         if self.weights is not None:
             error.mul_(self.weights)
         # What becomes NaN is as bad as what becomes infinity.
-        return error.sum(self.axis).double().nan_to_num_(nan=torch.inf, posinf=torch.inf)
+        return error.sum(axis).double().nan_to_num_(nan=torch.inf, posinf=torch.inf)
 
 
 @dataclass(frozen=True, eq=False)

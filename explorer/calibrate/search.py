@@ -67,8 +67,8 @@ class Search(Objective):
         """How many numbers one prepared group of the sample takes."""
 
     @abstractmethod
-    def width(self, edges: int, points: int) -> int:
-        """How many numbers one candidate of one group takes, for ``edges`` of codes and ``points`` of the sample."""
+    def width(self, edges: int, sample: Prepared) -> int:
+        """How many numbers one candidate of one group takes, for ``edges`` of codes."""
 
     @abstractmethod
     def cost(self, sample: Prepared, params: QParams) -> Tensor:
@@ -90,7 +90,7 @@ class Search(Objective):
         full = sample.minimum.clamp(max=0.0)[:, None], sample.maximum.clamp(min=0.0)[:, None]
         prepared = self.prepare(sample, grid)
         lowest, highest = grid.codes
-        step = max(1, _CHUNK // (sample.groups * self.width(highest - lowest + 2, prepared.points)))
+        step = max(1, _CHUNK // (sample.groups * self.width(highest - lowest + 2, prepared)))
         best, rows = np.full(sample.groups, np.inf), np.arange(sample.groups)
         shares = torch.ones(sample.groups), torch.ones(sample.groups)
 
@@ -162,8 +162,9 @@ class PowerSum(Search):
     def size(self, sample: Sample) -> int:
         return 4 * sample.values.shape[1]
 
-    def width(self, edges: int, points: int) -> int:
-        return edges
+    def width(self, edges: int, sample: Prepared) -> int:
+        # Values as they are have a buffer of their own.
+        return 1 if isinstance(sample, Plain) else edges
 
     def cost(self, sample: Prepared, params: QParams) -> Tensor:
         if isinstance(sample, Plain):
@@ -173,18 +174,18 @@ class PowerSum(Search):
 
     @staticmethod
     def _direct(sample: Plain, params: QParams) -> Tensor:
-        """One candidate after the other; not those that clip more than an earlier one errs altogether."""
-        cost = torch.full(params.scale.shape, torch.inf, dtype=torch.float64)
-        best = cost[:, 0]
-        lows, highs = params.clip
-        for index, (scale, zero_point) in enumerate(
-            zip(params.scale.unbind(1), params.zero_point.unbind(1), strict=True)
-        ):
-            if index and bool((sample.least(lows[:, index], highs[:, index]) > 1.001 * best).all()):
+        """Some candidates after the others; not those that clip more than an earlier one errs altogether."""
+        scales, zero_points = params.scale.T.contiguous(), params.zero_point.T.contiguous()
+        cost = torch.full(scales.shape, torch.inf, dtype=torch.float64)
+        best = cost[0]
+        lows, highs = (end.T for end in params.clip)
+        for start in range(0, len(cost), sample.together):
+            part = slice(start, start + sample.together)
+            if start and bool((sample.least(lows[part], highs[part]) > 1.001 * best).all()):
                 continue
-            cost[:, index] = sample.error(scale, zero_point, params)
-            best = torch.minimum(best, cost[:, index])
-        return cost
+            cost[part] = sample.error(scales[part], zero_points[part], params)
+            best = torch.minimum(best, cost[part].amin(0))
+        return cost.T
 
 
 @dataclass(frozen=True)
@@ -320,9 +321,9 @@ class KL(Search):
     def size(self, sample: Sample) -> int:
         return 4 * max(self._bins(sample), sample.values.shape[1])
 
-    def width(self, edges: int, points: int) -> int:
+    def width(self, edges: int, sample: Prepared) -> int:
         # With more codes than bins the outermost edges are all that counts, with some numbers about each.
-        return edges if edges <= points else min(points, 32)
+        return edges if edges <= sample.points else min(sample.points, 32)
 
     def _edges(self, params: QParams, bins: int) -> Tensor:
         """The edges of all codes; of more codes than bins those near zero, beyond which wide steps leave the bins."""

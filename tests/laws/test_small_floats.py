@@ -178,7 +178,8 @@ def test_the_two_rules_differ_beyond_the_range_alone(name: str, numbers: list[fl
     assert isinstance(number, LevelFormat | FloatFormat)
     highest = float(result.scale) * number.highest
     assert bool((kept[~finite].abs() == highest).all()) and bool((tensor[~finite].abs() > highest).all())
-    assert not finite.all() or bool((tensor.abs() <= highest * 1.07).all())
+    # Half a step beyond the last number still rounds to it: of two bits of mantissa an eighth of 1.75.
+    assert not finite.all() or bool((tensor.abs() <= highest * (1.875 / 1.75)).all())
     if math.isnan(OPEN[name]):
         assert bool(values[~finite].isnan().all())
     else:
