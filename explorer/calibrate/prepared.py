@@ -97,7 +97,11 @@ class Plain:
         buffer = self.buffer[: len(scale)]
         error = self._raised(
             fake_quantize_(
-                self.values.expand_as(buffer), scale.unsqueeze(axis), zero_point.unsqueeze(axis), params, buffer
+                self.values.expand_as(buffer),
+                scale.unsqueeze(axis),
+                zero_point.unsqueeze(axis),
+                params,
+                buffer,
             ).sub_(self.values)
         )
         if self.weights is not None:

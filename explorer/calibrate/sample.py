@@ -31,9 +31,9 @@ LEAST_EXPONENT = -100
 MOST_READ = 1 << 15
 # The extremes of a batch are found block by block, some elements at a time; every value that is beyond those of the
 # other blocks than one in so many is counted, and than so many.
-_BLOCK, _LOOKED, _FURTHEST, _MOST_FAR, _SHOWN = 1 << 8, 1 << 19, 32, 512, 1 << 12
-# Of more than twice as many values of a group of a tensor so many go into the histogram from which it is searched.
-_MOST_OF_TENSOR = 1 << 20
+_BLOCK, _LOOKED, _FURTHEST, _MOST_FAR, _SHOWN = 1 << 8, 1 << 20, 32, 256, 1 << 12
+# Of groups of a tensor with more than twice as many values searches may look at some.
+FEWEST_SAMPLED = 1 << 17
 # So many values that were looked at wait to be counted.
 _HELD = 1 << 18
 # Over so many bins to each side the counts of a sample are averaged, unless their dispersion is more than this.
@@ -42,6 +42,8 @@ _REACH, _DISPERSION = 16, 1.1
 _CACHED = 1 << 17
 # Groups whose bins have places below 2**24 are counted together: such numbers are exact in float32.
 _MOST_PLACES = 1 << 24
+# The least and the largest value of each block of a group, float32.
+Ends = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,7 @@ class Sample:
         share: the share of the values that were looked at for more than the extremes.
         noise: the variance of a bin's count, in counts: 1 where all values were counted, more where some
             were, 0 where those were made smooth.
+        blocks: where one group has very many values, the extremes of each block of them.
     """
 
     values: Tensor
@@ -81,6 +84,7 @@ class Sample:
     bins: Bins | None = None
     share: float = 1.0
     noise: float = 1.0
+    blocks: Ends | None = None
 
     @classmethod
     def of(cls, tensor: Tensor, granularity: Granularity, axis: int) -> Sample:
@@ -91,12 +95,17 @@ class Sample:
         [1.0, 4.0]
         """
         values, weights = granularity.matrix(tensor.detach().float(), axis)
-        if len(values) == 1:
-            low, high = (end[None] for end in torch.aminmax(values))
-        else:
+        blocks = None
+        if len(values) > 1:
             # aminmax along an axis takes 20 times as long as these two.
             low, high = values.amin(1), values.amax(1)
-        return cls(values, weights, low, high, torch.stack([low, high])[None])
+        elif values.shape[1] <= 2 * FEWEST_SAMPLED or weights is not None:
+            low, high = (end[None] for end in torch.aminmax(values))
+        else:
+            # What a search of so many looks at them for takes little longer than the extremes alone.
+            blocks = block_ends(values[0])
+            low, high = torch.tensor([blocks[0].min()]), torch.tensor([blocks[1].max()])
+        return cls(values, weights, low, high, torch.stack([low, high])[None], blocks=blocks)
 
     @property
     def groups(self) -> int:
@@ -127,18 +136,19 @@ class Sample:
             maximum=self.maximum[rows],
             ranges=self.ranges[..., rows],
             bins=None if self.bins is None else replace(self.bins, width=self.bins.width[rows]),
+            blocks=None,
         )
 
-    def binned(self, bins: int) -> Sample:
+    def binned(self, bins: int, most: int) -> Sample:
         """The same values in at most ``bins`` bins a group and a point for zero.
 
-        Each is counted, but of more than 2,097,152 values a group some 1,048,576, or a 64th where that is more.
+        Each is counted, but of more than twice ``most`` values a group about so many, or a 64th where that is more.
         """
         if self.values.shape[1] <= bins or self.bins is not None:
             return self
-        tally = GrowingHistogram(self.groups, bins, _MOST_OF_TENSOR)
+        tally = GrowingHistogram(self.groups, bins, most)
         if self.weights is None:
-            tally.add(self.values)
+            tally.add(self.values, self.blocks)
         else:
             tally.count_all(self.values, self.weights)
         return tally.sample()
@@ -169,6 +179,19 @@ def stride(count: int, wanted: int) -> int:
     return step
 
 
+def block_ends(values: Tensor) -> Ends:
+    """The extremes of each block of some values ``(size,)``, those of what is left over last.
+
+    >>> [end.tolist() for end in block_ends(torch.arange(600.0))]
+    [[0.0, 256.0, 512.0], [255.0, 511.0, 599.0]]
+    """
+    whole = len(values) // _BLOCK * _BLOCK
+    parts = [part.view(-1, _BLOCK) for part in values[:whole].split(_LOOKED)]
+    parts += [values[whole:][None]] if whole < len(values) else []
+    lows, highs = [part.amin(1).numpy() for part in parts], [part.amax(1).numpy() for part in parts]
+    return np.concatenate(lows), np.concatenate(highs)
+
+
 class _Run:
     """Batches of one size of one group, of which some values are looked at.
 
@@ -186,37 +209,30 @@ class _Run:
         self._ends: list[np.ndarray] = []
         self._middle: tuple[float, float] | None = None
 
-    def add(self, values: Tensor) -> tuple[float, float]:
-        """Look at a batch ``(size,)`` in one pass; its least and its largest value."""
-        row, whole = values.numpy(), self.size // _BLOCK * _BLOCK
-        pairs, rest = row[: self.size // 2 * 2].view(np.complex64), row[whole:]
-        lows, highs, some = [], [], []
-        for start in range(0, self.size, _LOOKED):
-            end = start + _LOOKED
-            if start < whole:
-                blocks = values[start : min(end, whole)].view(-1, _BLOCK)
-                lows.append(blocks.amin(1).numpy())
-                highs.append(blocks.amax(1).numpy())
-            # Taken while it is in the cache; neighbours cost no more than one value.
-            first = start // 2
-            some.append(pairs[first + -first % self.step : end // 2 : self.step].copy())
-        low, high = (np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in (lows, highs))
+    def add(self, values: Tensor, ends: Ends | None = None) -> tuple[float, float]:
+        """Look at a batch ``(size,)``; its least and its largest value.
+
+        ``ends`` are those of :func:`block_ends`, where they are known.
+        """
+        row, blocks = values.numpy(), self.size // _BLOCK
+        low, high = block_ends(values) if ends is None else ends
         if self._middle is None:
             # Of very many blocks some show where the ends begin.
-            step = max(1, len(low) // _SHOWN)
-            few = min(len(low) // _FURTHEST, _MOST_FAR) // step
-            some_low, some_high = low[::step], high[::step]
+            step = max(1, blocks // _SHOWN)
+            few = min(blocks // _FURTHEST, _MOST_FAR) // step
+            some_low, some_high = low[:blocks:step], high[:blocks:step]
             self._middle = np.partition(some_low, few)[few], np.partition(some_high, -1 - few)[-1 - few]
         least, largest = self._middle
-        far = np.flatnonzero((low < least) | (high > largest))
-        ends = self._beyond(row[:whole].reshape(-1, _BLOCK).take(far, axis=0).reshape(-1))
-        self._ends.append(ends)
-        if rest.size:
-            self._ends.append(self._beyond(rest))
-            low, high = np.append(low, rest.min()), np.append(high, rest.max())
-        self._some += some
+        far = np.flatnonzero((low[:blocks] < least) | (high[:blocks] > largest))
+        whole = blocks * _BLOCK
+        beyond = [self._beyond(row[:whole].reshape(-1, _BLOCK).take(far, axis=0).reshape(-1))]
+        if whole < self.size:
+            beyond.append(self._beyond(row[whole:]))
+        # Neighbours cost no more than one value.
+        self._some.append(row[: self.size // 2 * 2].view(np.complex64)[:: self.step].copy())
+        self._ends += beyond
         self.seen += self.size
-        self.read += 2 * sum(map(len, some)) + len(ends)
+        self.read += 2 * len(self._some[-1]) + sum(map(len, beyond))
         return low.min(), high.max()
 
     def _beyond(self, values: np.ndarray) -> np.ndarray:
@@ -239,7 +255,7 @@ class _Run:
 
         assert self._middle is not None
         least, largest = self._middle
-        first, last = places(np.array(self._middle, dtype=np.float32)).tolist()
+        first, last = (int(end * np.float32(bins_of_one) + np.float32(half)) for end in self._middle)
         found = torch.bincount(places(some), minlength=len(counts)).numpy()
         # Of what was looked at those at the ends are counted below; of the outermost bins some lie there.
         below, above = np.count_nonzero(some < least), np.count_nonzero(some > largest)
@@ -414,14 +430,17 @@ class GrowingHistogram:
             place.copy_(scaled.floor_().add_(first))
         return index
 
-    def add(self, values: Tensor) -> None:
-        """Count one batch, float32 ``(groups, elements)``, or a sample of it."""
+    def add(self, values: Tensor, ends: Ends | None = None) -> None:
+        """Count one batch, float32 ``(groups, elements)``, or a sample of it.
+
+        ``ends`` are those of :func:`block_ends`, where they are known of a batch of one group.
+        """
         if values.shape[1] == 0:
             return
         if values.shape[1] <= max(2 * self.most, 32 * _BLOCK):
             self.count_all(values)
         else:
-            self._count_some(values)
+            self._count_some(values, ends)
 
     def count_all(self, values: Tensor, weights: Tensor | None = None) -> None:
         """Count each value of a batch, ``weights`` times where they are given; both ``(groups, elements)``."""
@@ -432,14 +451,14 @@ class GrowingHistogram:
         self.values_seen += values.numel()
         self.values_read += values.numel()
 
-    def _count_some(self, values: Tensor) -> None:
+    def _count_some(self, values: Tensor, ends: Ends | None) -> None:
         """Look at every k-th pair of values, and at each of those at the ends."""
         if self._runs and self._runs[0].size != values.shape[1]:
             self._settle()
         if not self._runs:
             self._runs = [_Run(values.shape[1], int(self.most)) for _ in values]
         before = sum(run.read for run in self._runs)
-        extremes = [run.add(row) for run, row in zip(self._runs, values.contiguous(), strict=True)]
+        extremes = [run.add(row, ends) for run, row in zip(self._runs, values.contiguous(), strict=True)]
         self._reach(torch.from_numpy(np.array(extremes, dtype=np.float32).T))
         read = sum(run.read for run in self._runs)
         self.values_seen += values.numel()

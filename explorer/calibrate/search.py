@@ -16,7 +16,7 @@ from torch import Tensor
 
 from explorer.calibrate.prepared import Counted, Plain, Prepared, Spread, edges, outermost, xlogy
 from explorer.calibrate.rules import Objective, Range
-from explorer.calibrate.sample import Sample
+from explorer.calibrate.sample import FEWEST_SAMPLED, Sample
 from explorer.formats import Grid, LevelFormat, Parameter, QParams, extent, spelled
 
 # How many numbers a step of a search may hold at a time: 2 MiB of float32, some ten arrays of that size.
@@ -51,12 +51,14 @@ class Search(Objective):
     """
 
     count: int = field(default=100, kw_only=True)
+    # Of more than twice as many values of a group of a tensor about so many are looked at.
+    looked: ClassVar[int] = FEWEST_SAMPLED
 
     def condensed(self, sample: Sample, grid: Grid) -> Sample:
         """The sample itself, or bins where a group has very many values."""
         if sample.values.shape[1] <= _MOST_POINTS:
             return sample
-        return sample.binned(max(1 << 14, 16 << grid.format.bits))
+        return sample.binned(max(1 << 14, 16 << grid.format.bits), self.looked)
 
     @abstractmethod
     def prepare(self, sample: Sample, grid: Grid) -> Prepared:
@@ -104,12 +106,12 @@ class Search(Objective):
                 better = cost < best
                 if not better.any():
                     continue
-                best = np.where(better, cost, best)
-                found = [
-                    torch.from_numpy(np.where(better, new.numpy()[rows, place], old.numpy()))
-                    for new, old in zip((low, high), shares, strict=True)
-                ]
-                shares = found[0], found[1]
+                found = [torch.from_numpy(new.numpy()[rows, place]) for new in (low, high)]
+                if not better.all():
+                    cost = np.where(better, cost, best)
+                    taken = torch.from_numpy(better)
+                    found = [torch.where(taken, new, old) for new, old in zip(found, shares, strict=True)]
+                best, shares = cost, (found[0], found[1])
 
         two_sided = not grid.symmetric and bool(((full[0] < 0) & (full[1] > 0)).any())
         if sample.bins is not None and (grid.scale.free or not grid.symmetric):
@@ -254,6 +256,8 @@ class KL(Search):
     """
 
     bins: int = 2048
+    # What chance does to a bin, a divergence sees and a squared error does not.
+    looked: ClassVar[int] = 1 << 20
 
     @property
     def name(self) -> str:

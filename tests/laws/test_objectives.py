@@ -28,7 +28,7 @@ from explorer.calibrate import (
     search,
 )
 from explorer.calibrate.analytic import Gaussian, Laplace, Law, best_bound
-from explorer.calibrate.sample import MOST_READ, Bins, smoothed, stride
+from explorer.calibrate.sample import FEWEST_SAMPLED, MOST_READ, Bins, smoothed, stride
 from explorer.calibrate.search import PowerSum, Search
 from explorer.errors import SchemeError, TensorError
 from explorer.formats import CONVENTIONS, FORMATS, Grid, IntegerFormat, QParams, granularity
@@ -272,13 +272,16 @@ def test_mse_of_a_large_group_is_binned_without_harm() -> None:
     assert found <= min(rivals) * 1.001
 
 
-@pytest.mark.parametrize("count", [1 << 21, (1 << 22) + 3])
-def test_a_large_group_is_searched_by_a_sample_of_it(count: int) -> None:
-    """Up to 2,097,152 values each is counted; of more the counts of a sample add up to all, extremes are exact."""
-    tensor = torch.randn(2, count, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("count", [1 << 18, (1 << 19) + 3])
+def test_a_large_group_is_searched_by_a_sample_of_it(count: int, channels: int) -> None:
+    """Up to twice as many as are wanted each is counted; of more a sample adds up to all, extremes are exact."""
+    tensor = torch.randn(channels, count, generator=torch.Generator().manual_seed(1))
+    tensor[:, -1] = 7.0
     sample = Sample.of(tensor, granularity("channel"), 0)
-    binned = sample.binned(1 << 14)
-    assert (binned.share == 1) == (count <= 1 << 21) and binned.share > 0.15
+    assert torch.equal(sample.minimum, tensor.amin(1)) and torch.equal(sample.maximum, tensor.amax(1))
+    binned = sample.binned(1 << 14, FEWEST_SAMPLED)
+    assert (binned.share == 1) == (count <= 1 << 18) and binned.share > 0.15
     assert torch.allclose(binned.total, torch.tensor(float(count)))
     assert torch.equal(binned.minimum, sample.minimum) and torch.equal(binned.maximum, sample.maximum)
 
