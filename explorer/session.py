@@ -519,7 +519,8 @@ class Session:
         """The layers under a recipe, one row each, in the order of execution.
 
         Columns: name, op, shape, parameters, macs, weight, input, weight_bits, input_bits, weight_sqnr_db,
-        size_bytes, quantizable, reason, weight_bits_per_value (scales and zero points counted).
+        size_bytes, quantizable, reason, weight_bits_per_value (scales and zero points counted), shares (the layer
+        before it that has the same weight, if any).
         The SQNR of inputs is not among them, for it takes images; that of weights takes none but for the objectives
         ``output`` and ``cross_entropy``.
         """

@@ -86,7 +86,7 @@ def stopped(won: float, lost: float, target: float, batch: int, seed: int, total
     return found.T
 
 
-@pytest.mark.parametrize("batch", [40, 200])
+@pytest.mark.parametrize("batch", [40, 200, 500])
 @pytest.mark.parametrize(
     ("won", "lost", "target"),
     [

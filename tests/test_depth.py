@@ -98,14 +98,14 @@ def test_both_sqnrs_are_those_of_eager_modules_with_hooks(bits):
 
 
 def test_it_sharpens_batch_by_batch_whether_warm_or_cold():
-    session = qx.Session(tiny(), data=pictures(450), store_bytes=1 << 24, recipe="w4a8")
-    cold = list(session.depth_steps(images=300))
-    assert [int(table["images"].max()) for table in cold] == [200, 300]
+    session = qx.Session(tiny(), data=pictures(900), store_bytes=1 << 24, recipe="w4a8")
+    cold = list(session.depth_steps(images=800))
+    assert [int(table["images"].max()) for table in cold] == [500, 800]
     assert [bool(table["complete"].all()) for table in cold] == [False, True]
-    session.evaluate(images=300)
+    session.evaluate(images=800)
     session.edit(["mid"], weight={"format": "int2"})
     session.depth()
-    assert session.depth(recipe=session.recipe.preset("w4a8"), images=300).equals(cold[-1])
+    assert session.depth(recipe=session.recipe.preset("w4a8"), images=800).equals(cold[-1])
 
 
 def test_what_is_not_quantized_adds_nothing_and_still_carries_what_came_before():

@@ -304,7 +304,7 @@ def test_results_do_not_share_memory_with_what_is_kept() -> None:
 
 def test_batch_size_is_bounded() -> None:
     for build in SHAPES:
-        assert 8 <= Engine(captured(build), Store(1)).batch_size() <= 200
+        assert 8 <= Engine(captured(build), Store(1)).batch_size() <= 500
 
 
 class Editing(RuleBasedStateMachine):

@@ -228,6 +228,13 @@ def test_a_shared_weight_is_stored_once_and_used_twice() -> None:
     assert engine.weight(embed, scheme) is engine.weight(decoder, scheme)
 
 
+def test_a_layer_says_whose_weight_it_shares() -> None:
+    session = qx.Session(
+        module_of("tied decoder"), data=KINDS["tied decoder"].examples(8), store_bytes=1 << 24
+    )
+    assert session.layers().set_index("name")["shares"].to_dict() == {"embed": "", "decoder": "embed"}
+
+
 def test_torchs_encoder_in_one_operator_is_opened() -> None:
     """Without gradients torch takes its encoder layer in one step; capturing does not."""
     before = torch.backends.mha.get_fastpath_enabled()

@@ -210,11 +210,11 @@ class Engine:
             }
 
     def batch_size(self) -> int:
-        """How many images at a time keep the largest activation near the cache, from 8 to 200."""
+        """How many images at a time keep the largest activation near the cache, from 8 to 500."""
         batch = self.graph.example_batch
         sizes = [4 * math.prod(node.shape) / batch for node in self.graph.nodes if node.shape[:1] == (batch,)]
         room = _CACHE_BYTES if self._device == CPU else _DEVICE_BYTES
-        return int(max(8, min(200, room // max([1.0, *sizes]))))
+        return int(max(8, min(500, room // max([1.0, *sizes]))))
 
     def check_budget(self) -> None:
         """Refuse a store that cannot hold the largest of a batch's values that are worth keeping.

@@ -50,7 +50,8 @@ MOST_FLIPS = 24
 class LayerReport:
     """One layer under a recipe; the SQNR of what is not quantized is None.
 
-    ``weight_bits_per_value`` counts scales and zero points, too.
+    ``weight_bits_per_value`` counts scales and zero points, too.  ``shares`` names the layer before it that has the
+    same weight; under the same scheme that takes no room of its own.
     """
 
     name: str
@@ -68,6 +69,7 @@ class LayerReport:
     quantizable: bool
     reason: str
     weight_bits_per_value: float | None = None
+    shares: str = ""
 
 
 @dataclass(frozen=True)
@@ -586,6 +588,7 @@ def layer_reports(engine: Engine, plan: Plan, costs: Cost) -> tuple[LayerReport,
                 layer.quantizable,
                 layer.reason,
                 _bits_per_value(engine.graph, layer, weight) if weight is not None else None,
+                layer.shares,
             )
         )
     return tuple(reports)

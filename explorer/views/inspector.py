@@ -250,10 +250,11 @@ class Inspector:
         sqnr = f" · weight SQNR {decibels(facts['weight_sqnr_db'])}" if self._open else ""
         if self._open and not math.isnan(facts["weight_bits_per_value"]):
             sqnr += f" · {facts['weight_bits_per_value']:.3g} bits a weight"
+        tied = f" · the same weight as {escape(str(facts['shares']))}" if facts["shares"] else ""
         self.head.object = (
             f'<div class="name">{escape(self.state.layer)}</div>'
             f'<div class="facts">{escape(str(facts["op"]))} {escape(shape)} · {facts["parameters"]:,} parameters<br>'
-            f"{large(facts['macs'])} MACs · {kilobytes(facts['size_bytes'])}{sqnr}</div>"
+            f"{large(facts['macs'])} MACs · {kilobytes(facts['size_bytes'])}{sqnr}{tied}</div>"
         )
         self.why.object = f'<div class="why">Stays in float: {escape(str(facts["reason"]))}.</div>'
         kit.show(self.why, bool(facts["reason"]))
