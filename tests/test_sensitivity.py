@@ -246,6 +246,18 @@ def test_leave_one_out_starts_from_what_the_recipe_has_computed(deep):
     assert all(deep.engine.computed[name] == batches for name in descendants)
 
 
+def test_what_costs_little_is_not_estimated(deep):
+    """Nor computed twice: where the instant tier has seen every image, nothing is left."""
+    session = qx.Session(subject=deep)
+    *_, live = session.sensitivity_steps(["int4", "int2"], method="live", tensor="weight")
+    instant = session.sensitivity(["int4", "int2"], method="instant", tensor="weight")
+    exact = session.sensitivity(["int4", "int2"], tensor="weight")
+    assert set(instant["method"]) == {"exact"} and live["complete"].all()
+    for table in (live, instant):
+        assert table["value"].to_numpy() == pytest.approx(exact["value"].to_numpy(), rel=1e-9)
+        assert table["low"].to_numpy() == pytest.approx(exact["low"].to_numpy(), rel=1e-6)
+
+
 def test_live_goes_from_estimates_to_exact_values(deep, sampled):
     session = qx.Session(subject=deep)
     tables = list(session.sensitivity_steps(["int4", "int2"], method="live"))

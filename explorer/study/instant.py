@@ -44,6 +44,8 @@ _EVEN = 0.2
 _MOST, _LEAST = 384, 40
 # Few layers are run through one by one; so many multiply-adds may be spent in any case: some tenths of a second.
 _FEW_LAYERS, _WORK = 8, 4e9
+# All rows on all images, where that is no more than so many times as much: a second or less, and nothing is estimated.
+_AFFORDABLE = 5
 # Up to so many classes the square root of the Fisher matrix is taken of the whole of it.
 _CLASSES = 24
 
@@ -124,6 +126,8 @@ def sample_size(sweep: Sweep) -> tuple[int, int]:
     macs = max(1, sum(layer.macs for layer in sweep.engine.graph.layers))
     # With few layers the order of each pair counts and nothing averages out, and running every row through what
     # follows costs no more than expanding it; in a tiny network everything is cheap.
+    if rows * total * macs / 2 <= _AFFORDABLE * _WORK:
+        return 0, total
     run_all = layers <= _FEW_LAYERS or rows * total * macs / 2 <= _WORK or not sweep.expandable
     each = _POOL + rows / 2 if run_all else _POOL + 3 + rows / layers + 0.09 * rows
     count = max(_LEAST, min(_MOST, int(rows * total * _SHARE / each)), int(_WORK / (each * macs)))
@@ -248,7 +252,8 @@ def _tangent(sweep: Sweep, examples: Examples, seed: int) -> _Tangent | None:
                 HAND.breathe()
                 error = sweep.engine.compute(sweep.local_plan(sweep.rows[index]), name, plain) - plain[name]
                 error = by_image(error, along, images)
-                if bool(torch.isfinite(error).all()):
+                size = energy(error)
+                if np.isfinite(size).all():
                     moves = {
                         key: _products(gradient, error)
                         for key, gradient in zip(directions, here, strict=True)
@@ -256,7 +261,7 @@ def _tangent(sweep: Sweep, examples: Examples, seed: int) -> _Tangent | None:
                     scores[index] = facts.predict(moves)
                 else:
                     scores[index] = facts.unpredictable
-                energies[index] = np.stack([signal, energy(error)])
+                energies[index] = np.stack([signal, size])
     order = range(len(sweep.rows))
     return _Tangent([scores[i] for i in order], [energies[i] for i in order])
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from explorer.calibrate import NETWORK
+from explorer.calibrate import NETWORK, objective
 from explorer.errors import DataError
 from explorer.graph import Calibration, Engine, Plan, plan
 from explorer.graph.engine import environment
@@ -69,6 +69,18 @@ def by_loss(scheme: TensorScheme) -> bool:
     return scheme.scaled and scheme.goal.needs == NETWORK
 
 
+def names_it(recipe: Recipe) -> bool:
+    """Whether an objective that takes the whole network is anywhere in a recipe; looks at no layer.
+
+    >>> names_it(Recipe.preset("w4a8")), names_it(Recipe().with_layer("fc", weight={"objective": "cross_entropy"}))
+    (False, True)
+    """
+    names = {recipe.default.weight.objective, recipe.default.input.objective}
+    for line in recipe.layers:
+        names.update(value for name, value in (*line.weight, *line.input) if name == "objective")
+    return any(objective(name).needs == NETWORK for name in names)
+
+
 def with_objectives(recipe: Recipe, objectives: Mapping[Coordinate, str]) -> Recipe:
     """The recipe with other objectives for some tensors, given by layer and ``weight`` or ``input``.
 
@@ -76,10 +88,10 @@ def with_objectives(recipe: Recipe, objectives: Mapping[Coordinate, str]) -> Rec
     >>> recipe.config("fc").weight.describe()
     'int4 channel sym clip:0.8'
     """
-    for (name, tensor), objective in objectives.items():
+    for (name, tensor), goal in objectives.items():
         config = recipe.config(name)
-        wanted = replace(config, **{tensor: replace(getattr(config, tensor), objective=objective)})
-        changed = recipe.with_layer(name, **{tensor: {"objective": objective}})
+        wanted = replace(config, **{tensor: replace(getattr(config, tensor), objective=goal)})
+        changed = recipe.with_layer(name, **{tensor: {"objective": goal}})
         # A line that an earlier pattern shares with the layer may have moved past another one.
         if changed.config(name) != wanted:
             changed = recipe.with_layer(name, weight=wanted.weight, input=wanted.input)
@@ -109,7 +121,9 @@ class Resolver:
 
     def coordinates(self, recipe: Recipe) -> list[Coordinate]:
         """The tensors whose ranges are chosen by the loss, in the order of execution."""
-        found = []
+        found: list[Coordinate] = []
+        if not names_it(recipe):
+            return found
         for layer in self.engine.graph.layer_at.values():
             config = recipe.config(layer.name)
             if layer.inputs and by_loss(config.input):
