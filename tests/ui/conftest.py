@@ -57,6 +57,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., P
 
 SERVE = """
 import explorer.session as session
+from explorer.study import instant
 from explorer.views.app import serve
 
 evaluate_steps = session.evaluate_steps
@@ -67,6 +68,8 @@ def failing(engine, plan, floats, recipe, *rest, **more):
     return evaluate_steps(engine, plan, floats, recipe, *rest, **more)
 
 session.evaluate_steps = failing
+# Otherwise nothing of so small a network is estimated.
+instant._AFFORDABLE = 0
 serve("fashion-lenet5", port={port}, show=False, images=600)
 """
 

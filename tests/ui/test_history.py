@@ -76,8 +76,8 @@ def test_a_history_outlives_a_reload_and_a_killed_server(new_page: Callable[[], 
     with serving(port, tmp_path) as url:
         page.goto(url)
         page.get_by_text("Evaluated on 600 images").wait_for()
-        # The estimates come last, and the list of layers draws itself anew with them.
-        page.locator('.tabulator-cell[tabulator-field="sens"]', has_text="~").first.wait_for()
+        # The sensitivities come last, and the list of layers draws itself anew with them.
+        page.locator('.tabulator-cell[tabulator-field="sens"]', has_text=re.compile(r"\d")).first.wait_for()
         pick(page, 2, "int4")
         rows = history(page)
         expect(rows).to_have_count(2)
