@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from bokeh.document import Document
+from bokeh.io.doc import patch_curdoc
 from torch import Tensor, nn
 
 from explorer import Recipe, Session
@@ -119,6 +121,14 @@ def test_what_was_not_computed_is_said(session: Session) -> None:
     read = Text(report_html(gather(session))).text
     assert "Not evaluated." in read and read.count("Not computed.") == 2 and "None." in read
     assert "none has been evaluated" in read
+
+
+def test_it_is_made_while_another_session_is_taken_down(facts: Facts) -> None:
+    """Bokeh's present document is that of whatever session the server is busy with."""
+    leaving = Document()
+    with patch_curdoc(leaving):
+        leaving.callbacks.destroy()
+        assert "Sensitivity by layer and format" in report_html(facts)
 
 
 def test_foreign_text_is_text() -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from bokeh import __version__ as VERSION
+from bokeh.document import Document
 from bokeh.embed import json_item
 from bokeh.resources import Resources
 
@@ -35,6 +37,18 @@ SHOW = """(function show(turns) {
   else if (turns) setTimeout(show, 100, turns - 1)
   else if (place) place.textContent = "The figure needs BokehJS: run the cell with the notebook's first figure again."
 })(100)"""
+
+
+def by_themselves(figures: Sequence[Any]) -> tuple[Any, ...]:
+    """The figures in a document of their own.
+
+    Without one Bokeh takes callbacks over from the session that the process is busy with at the moment, which in
+    another thread may be one that is being taken down.
+    """
+    document = Document()
+    for figure in figures:
+        document.add_root(figure)
+    return tuple(figures)
 
 
 def bokehjs() -> str:
@@ -81,6 +95,8 @@ class Drawing:
     def html(self) -> str:
         """The figure and its words, without BokehJS."""
         name = f"figure-{uuid.uuid4().hex}"
+        if self.figure.document is None:
+            by_themselves([self.figure])
         item = json_item(self.figure)
         # Panel's own kinds of models, of which a figure has none; they are twice as long as it.
         item["doc"].pop("defs", None)

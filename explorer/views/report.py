@@ -19,6 +19,7 @@ from bokeh.resources import Resources
 
 from explorer.sources import DataFacts
 from explorer.study import Diagnosis, Evaluation, Finding, Histogram, Metric
+from explorer.views.drawing import by_themselves
 from explorer.views.figures import HistogramFigure
 from explorer.views.figuresave import SAVE_JS
 from explorer.views.maps import AXIS, SensitivityFigure, cell_text, describe, look
@@ -453,7 +454,7 @@ def report_html(facts: Facts) -> str:
     mapped = facts.sensitivity is not None and not facts.sensitivity.empty
     if mapped:
         plots.append(_map(facts))
-    script, divs = components(tuple(plots)) if plots else ("", ())
+    script, divs = components(by_themselves(plots)) if plots else ("", ())
     figures = "".join(
         _figure(plot, div, f"{h.layer}-{h.tensor}", f"{h.layer} · {h.tensor}", caption(h))
         for h, plot, div in zip(facts.histograms, plots, divs, strict=False)
