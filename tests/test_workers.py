@@ -348,9 +348,8 @@ def test_a_question_that_is_dropped_calls_its_tasks_back(local, by_hand):
 
 
 def test_rows_that_are_settled_are_called_back(local, by_hand, monkeypatch):
-    monkeypatch.setattr(
-        "explorer.study.instant._WORK", 0
-    )  # otherwise nothing of so small a network is estimated
+    # Otherwise nothing of so small a network is estimated.
+    monkeypatch.setattr("explorer.study.instant._WORK", 0)
     data = load_data(images(600))
     want = beside(local, None, data).sensitivity(["int8", "int2"], method="live")
     found = beside(local, by_hand, data).sensitivity(["int8", "int2"], method="live")

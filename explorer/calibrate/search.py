@@ -106,12 +106,12 @@ class Search(Objective):
                 better = cost < best
                 if not better.any():
                     continue
-                found = [torch.from_numpy(new.numpy()[rows, place]) for new in (low, high)]
-                if not better.all():
-                    cost = np.where(better, cost, best)
-                    taken = torch.from_numpy(better)
-                    found = [torch.where(taken, new, old) for new, old in zip(found, shares, strict=True)]
-                best, shares = cost, (found[0], found[1])
+                best = np.where(better, cost, best)
+                found = [
+                    torch.from_numpy(np.where(better, new.numpy()[rows, place], old.numpy()))
+                    for new, old in zip((low, high), shares, strict=True)
+                ]
+                shares = found[0], found[1]
 
         two_sided = not grid.symmetric and bool(((full[0] < 0) & (full[1] > 0)).any())
         if sample.bins is not None and (grid.scale.free or not grid.symmetric):

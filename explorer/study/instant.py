@@ -124,11 +124,11 @@ def sample_size(sweep: Sweep) -> tuple[int, int]:
     rows, total = len(sweep.rows), sweep.total
     layers = len({row.layer for row in sweep.rows})
     macs = max(1, sum(layer.macs for layer in sweep.engine.graph.layers))
-    # With few layers the order of each pair counts and nothing averages out, and running every row through what
-    # follows costs no more than expanding it; in a tiny network everything is cheap.
     if rows * total * macs / 2 <= _AFFORDABLE * _WORK:
         return 0, total
-    run_all = layers <= _FEW_LAYERS or rows * total * macs / 2 <= _WORK or not sweep.expandable
+    # With few layers the order of each pair counts and nothing averages out, and running every row through what
+    # follows costs no more than expanding it.
+    run_all = layers <= _FEW_LAYERS or not sweep.expandable
     each = _POOL + rows / 2 if run_all else _POOL + 3 + rows / layers + 0.09 * rows
     count = max(_LEAST, min(_MOST, int(rows * total * _SHARE / each)), int(_WORK / (each * macs)))
     count = min(total, count)

@@ -159,10 +159,8 @@ def _live_steps(sweep: Sweep) -> Iterator[pd.DataFrame]:
     yield board.table()
     for _ in instant_steps(sweep, board):
         yield board.table()
-    # Where little is asked the rows are exact already.
-    board.decided |= (np.array(board.method) == EXACT) & (board.images >= sweep.total)
-    if bool(board.decided.all()):
-        yield board.table()
+    # Where little is asked all rows are exact already.
+    if all(method == EXACT for method in board.method):
         return
     order = np.argsort(-sweep.goal.worse * board.value, kind="stable")
     yield from _exact(sweep, board, [int(index) for index in order], race=True)
