@@ -39,8 +39,8 @@ from explorer.workers.packing import pack, plan_for, unpack
 from tests.nets import SHAPES, captured
 from tests.small import images, tiny
 
-# What differs from report to report: the names of the places of its figures.
-REPORTED = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\bp\d+\b")
+# What differs from report to report: the names of the places of its figures, and the minute.
+REPORTED = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\bp\d+\b|\d{4}-\d\d-\d\d \d\d:\d\d UTC")
 
 COUNT = 90
 
