@@ -20,6 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -256,6 +257,7 @@ GRANULARITIES: dict[str, GranularityEntry] = {
 }
 
 
+@lru_cache(maxsize=1024)
 def granularity(name: str) -> Granularity:
     """The granularity called ``name``, for example ``channel`` or ``subchannel:32``.
 

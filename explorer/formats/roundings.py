@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -168,6 +169,7 @@ ROUNDINGS: dict[str, RoundingEntry] = {
 }
 
 
+@lru_cache(maxsize=1024)
 def rounding(name: str) -> Rounding:
     """The rounding called ``name``: ``nearest``, ``stochastic`` or, with another seed, ``stochastic:7``.
 

@@ -15,19 +15,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from explorer.errors import SchemeError, unknown
 from explorer.formats.base import IntegerFormat
 from explorer.formats.codebook import Codebook, CodebookFormat
 from explorer.formats.levels import LevelFormat
+from explorer.formats.loops import rounded
 from explorer.formats.scales import LARGEST, SCALES, TINY, ScaleRule
 
 # Elements that a thread takes through all passes at a time in tensors that do not fit the cache.
 PIECE = 1 << 20
 # A run of fewer neighbours that share a scale is not worth a vector loop of its own.
 SHORT_RUN = 32
+# So many threads take as long for the passes of torch as one does for a loop of our own.
+_FEW_THREADS = 4
 # No level of a format is further from zero, in units of the scale.
 _MOST_STEPS = 1 << 16
 # Adding a tensor is faster than adding a Python number, of which every call makes a tensor.
@@ -119,6 +124,11 @@ class Grid:
         return replace(grid, positive=positive)
 
     @property
+    def asks_widest(self) -> bool:
+        """Whether the parameters of a group depend on the extent of the widest one."""
+        return bool(self.scale.shared_bits or self.convention.group_floor[1])
+
+    @property
     def codes(self) -> tuple[int, int]:
         """The lowest and the highest code."""
         if isinstance(self.format, CodebookFormat):
@@ -151,6 +161,19 @@ class Grid:
             high = torch.where(width < floor, floor, high)
         params = self._symmetric(low, high) if self.symmetric else self._asymmetric(low, high)
         return self._finite(params)
+
+    @property
+    def proportional(self) -> bool:
+        """Whether a share of a range has the same share of its scale."""
+        return self.symmetric and self.scale.free and not self.convention.group_floor[1]
+
+    def shrunk(self, whole: QParams, shares: Tensor) -> QParams:
+        """The parameters of shares (groups, candidates) of proportional ranges whose own are ``whole`` (groups, 1).
+
+        They are those of :meth:`params` but for the last bit of a scale.
+        """
+        scale = (whole.scale * shares).clamp_(min=max(self.convention.floor, self.scale.least))
+        return replace(whole, scale=scale, zero_point=whole.zero_point.expand_as(scale))
 
     def _finite(self, params: QParams) -> QParams:
         """The same with smaller scales where a level would be more than the largest float32."""
@@ -286,6 +309,11 @@ class QParams:
         return self.scale * (self.qmin - self.zero_point), self.scale * (self.qmax - self.zero_point)
 
     @cached_property
+    def _first_zero(self) -> Tensor:
+        """The zero point of the first group, ``()``."""
+        return self.zero_point.view(-1)[0]
+
+    @cached_property
     def centre(self) -> int | None:
         """The zero point where all groups share one, else None."""
         lowest, highest = torch.aminmax(self.zero_point)
@@ -298,8 +326,8 @@ class QParams:
             expand: takes one number a group, ``(groups,)``, to a tensor that broadcasts against the values.
         """
         if self.book is not None:
-            return expand(torch.arange(len(self.scale))), self.zero_point.view(-1)[0]
-        zero_point = self.zero_point.view(-1)[0] if self.centre is not None else expand(self.zero_point)
+            return expand(torch.arange(len(self.scale))), self._first_zero
+        zero_point = self._first_zero if self.centre is not None else expand(self.zero_point)
         return expand(self.scale), zero_point
 
     def where(self, mask: Tensor, other: QParams) -> QParams:
@@ -353,6 +381,13 @@ def fake_quantize_(
         for part, result, step in _pieces(values, out, scale):
             torch.mul(params.levels.round(part / step), step, out=result)
         return out
+    if (
+        (values.numel() <= PIECE or torch.get_num_threads() <= _FEW_THREADS)
+        and _plain(values)
+        and _plain(out)
+    ):
+        _round_in_one_pass(values, scale, zero_point, params, out)
+        return out
     if zero_point.numel() == 1:
         zero = int(zero_point)
         bounds: tuple[float, float] | None = (params.qmin - zero, params.qmax - zero)
@@ -375,6 +410,43 @@ def fake_quantize_(
         # + 0.0 is not needed for the value but turns -0.0, which codes cannot tell from 0.0, into 0.0.
         result.add_(_ZERO).mul_(step)
     return out
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether a tensor lies in memory as a loop of our own reads it."""
+    return (
+        type(tensor) in (Tensor, Parameter)
+        and tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+    )
+
+
+def _round_in_one_pass(
+    values: Tensor, scale: Tensor, zero_point: Tensor, params: QParams, out: Tensor
+) -> None:
+    """:func:`fake_quantize_` with even steps."""
+    steps, inner = _runs(scale, values.shape)
+    zeros, _ = _runs(zero_point if zero_point.numel() == 1 else zero_point.expand_as(scale), values.shape)
+    before, after = values.detach().numpy().reshape(-1), out.detach().numpy().reshape(-1)
+    rounded(before, inner, steps, zeros, params.qmin, params.qmax, params.reciprocal, after)
+
+
+def _runs(param: Tensor, shape: torch.Size) -> tuple[np.ndarray, int]:
+    """The numbers of ``param`` in the order in which values of ``shape`` meet them, and how many neighbours share one.
+
+    They are those of one pass through the axes in which groups differ; the next pass meets them again.
+    """
+    if param.numel() == 1:
+        return param.detach().numpy().reshape(1), math.prod(shape)
+    own = (1,) * (len(shape) - param.dim()) + tuple(param.shape)
+    apart = [axis for axis, size in enumerate(own) if size > 1]
+    first, last = apart[0], apart[-1] + 1
+    if first and math.prod(shape[last:]) < SHORT_RUN:
+        # So few neighbours are not worth a vector loop of their own.
+        last = len(shape)
+    wide = param.detach().reshape(own[first:]).expand(*shape[first:last], *own[last:])
+    return wide.reshape(-1).numpy(), math.prod(shape[last:])
 
 
 def _pieces(values: Tensor, out: Tensor, *params: Tensor) -> Iterator[tuple[Tensor, ...]]:

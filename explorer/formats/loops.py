@@ -1,0 +1,68 @@
+"""The loops of fake quantization."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from explorer.compiled import compiled
+
+
+@compiled
+def rounded(
+    values: np.ndarray, inner: int, steps: np.ndarray, zero_points: np.ndarray, qmin: int, qmax: int,
+    reciprocal: bool, out: np.ndarray,
+) -> None:  # fmt: skip
+    """Values rounded to whole steps, ties to the even one, and clamped: in one pass what takes torch five.
+
+    Args:
+        values: float32 ``(size,)``, in runs of ``inner`` neighbours of one group; group follows group, and after the
+            last the first.
+        inner: how many neighbours belong to one group.
+        steps: of each group, float32 ``(groups,)``.
+        zero_points: the codes of zero, int32 ``(groups,)``, or ``(1,)`` for all.
+        qmin: the lowest code.
+        qmax: the highest code.
+        reciprocal: multiply by ``1 / step`` and do not divide by the step.
+        out: float32 ``(size,)``, may be ``values``.
+    """
+    groups, size, nothing, one = len(steps), len(values), np.float32(0), np.float32(1)
+    shared = len(zero_points) == 1
+    # Zero is added for -0.0, which codes cannot tell from 0.0.
+    if inner > 1:
+        for run in range(size // inner):
+            group = run % groups
+            step, zero = steps[group], zero_points[0 if shared else group]
+            low, high, factor = np.float32(qmin - zero), np.float32(qmax - zero), one / step
+            part, to = values[run * inner : run * inner + inner], out[run * inner : run * inner + inner]
+            if reciprocal:
+                for i in range(inner):
+                    to[i] = (max(min(np.rint(part[i] * factor), high), low) + nothing) * step
+            else:
+                for i in range(inner):
+                    to[i] = (max(min(np.rint(part[i] / step), high), low) + nothing) * step
+        return
+    lows, highs, factors = (
+        np.empty(groups, np.float32),
+        np.empty(groups, np.float32),
+        np.empty(groups, np.float32),
+    )
+    for group in range(groups):
+        zero = zero_points[0 if shared else group]
+        factors[group] = one / steps[group]
+        lows[group], highs[group] = np.float32(qmin - zero), np.float32(qmax - zero)
+    low, high = lows[0], highs[0]
+    for start in range(0, size, groups):
+        part, to = values[start : start + groups], out[start : start + groups]
+        if reciprocal:
+            for i in range(groups):
+                to[i] = np.rint(part[i] * factors[i])
+        elif shared:
+            # The usual case in one loop.
+            for i in range(groups):
+                to[i] = (max(min(np.rint(part[i] / steps[i]), high), low) + nothing) * steps[i]
+            continue
+        else:
+            for i in range(groups):
+                to[i] = np.rint(part[i] / steps[i])
+        for i in range(groups):
+            to[i] = (max(min(to[i], highs[i]), lows[i]) + nothing) * steps[i]
