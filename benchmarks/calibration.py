@@ -252,6 +252,7 @@ def lines(options: argparse.Namespace) -> Iterator[Line]:
     yield from fake_quantization()
     yield from observers(5 << 19, batches=5)
     yield from observers(8 << 20)
+    yield from observers(32 << 20, batches=16)
     yield from weights()
     yield from by_channel()
     if options.large:

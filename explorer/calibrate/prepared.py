@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from explorer.calibrate.loops import divergences, hinges, running_entropies, running_sums
 from explorer.calibrate.sample import Sample
 from explorer.formats import QParams, fake_quantize_
 
@@ -119,18 +120,14 @@ class Spread:
     Args:
         width: of the bins, float64 ``(groups, 1)``.
         first: the left end of the first bin, in bins.
-        mass: of each bin, and 0 behind the last, float64 ``(groups, bins + 1)``.
-        below: the mass below the left end of each.
-        hinge: the sum of the distances from the left end of each to the values below it.
+        sums: of the bins, as :func:`running_sums` makes them.
         value: the sum of all values, ``(groups, 1)``.
         square: the sum of their squares.
     """
 
     width: np.ndarray
     first: int
-    mass: np.ndarray
-    below: np.ndarray
-    hinge: np.ndarray
+    sums: np.ndarray
     value: np.ndarray
     square: np.ndarray
 
@@ -138,39 +135,12 @@ class Spread:
     def of(cls, sample: Sample) -> Spread:
         """The bins of a sample that consists of them."""
         assert sample.bins is not None and sample.weights is not None
-        counts = sample.weights[:, :-1].double().numpy()
-        first, (groups, points) = sample.bins.first, counts.shape
-        mass, below, hinge = np.zeros((3, groups, points + 1))
-        mass[:, :-1] = counts
-        _sums(counts, below[:, 1:])
-        # From one end to the next all that is below comes nearer by a bin, and the bin's own by half of one.
-        _sums(below[:, :-1] + counts / 2, hinge[:, 1:])
-        value = (first + points) * below[:, -1:] - hinge[:, -1:]
-        middle = np.arange(points) + (first + 0.5)
-        # Not a product of matrices: its threads would spin on for a while.
-        square = (counts * (middle**2 + 1 / 12)).sum(1, keepdims=True)
-        return cls(sample.bins.width.numpy()[:, None], first, mass, below, hinge, value, square)
-
-    @property
-    def points(self) -> int:
-        """How many bins a group has."""
-        return self.mass.shape[1] - 1
-
-    def _hinges(self, edge: np.ndarray) -> np.ndarray:
-        """The sum of the distances from each edge ``(groups, edges)``, in bins, to the values below it."""
-        edge -= self.first
-        np.maximum(edge, 0, out=edge)
-        # A place far behind the last would be no whole number of 64 bits.
-        index = np.minimum(edge, self.points).astype(np.int64)
-        edge -= index
-        index += np.arange(len(index))[:, None] * (self.points + 1)
-        found = self.mass.take(index)
-        found *= edge
-        found *= 0.5
-        found += self.below.take(index)
-        found *= edge
-        found += self.hinge.take(index)
-        return found
+        counts = np.ascontiguousarray(sample.weights.numpy()[:, :-1])
+        sums, moments = np.empty((len(counts), counts.shape[1] + 1, 3)), np.empty((len(counts), 2))
+        running_sums(counts, sample.bins.first, sums, moments)
+        return cls(
+            sample.bins.width.numpy()[:, None], sample.bins.first, sums, moments[:, :1], moments[:, 1:]
+        )
 
     def squared_error(self, params: QParams) -> Tensor:
         """The sum of squared errors of each candidate, float64 ``(groups, candidates)``.
@@ -178,12 +148,11 @@ class Spread:
         Between neighbouring codes the squared error changes by ``2 * scale * (edge - value)``; summed over
         the edges below a value, that takes the error of the highest code to its own.
         """
-        code, zero = np.arange(params.qmin + 0.5, params.qmax), params.zero_point.numpy()
-        scale = params.scale.numpy() / self.width
-        edge = (code - zero[..., None]) * scale[..., None]
+        zero, scale = _rows(params.zero_point), params.scale.numpy() / self.width
+        below = np.empty_like(scale)
+        hinges(self.sums, self.first, scale, zero, params.qmin, params.qmax, below)
         top = (params.qmax - zero) * scale
-        hinges = self._hinges(edge.reshape(len(edge), -1)).reshape(edge.shape).sum(2)
-        error = self.square + top * (top * self.below[:, -1:] - 2 * self.value) - 2 * scale * hinges
+        error = self.square + top * (top * self.sums[:, -1, 1:2] - 2 * self.value) - 2 * scale * below
         return torch.from_numpy(np.maximum(error, 0) * self.width**2)
 
 
@@ -194,7 +163,7 @@ class Counted:
     Args:
         absmax: float32 ``(groups,)``.
         counts: float64 ``(groups, bins)``.
-        sums: of counts, of bins that are not empty, and of :meth:`entropy`; float64 ``(3, groups, bins + 1)``.
+        sums: of the bins, as :func:`running_entropies` makes them.
         each: how many values one that was looked at stands for; 1 where all were.
         noise: the variance of a count, in counts.
     """
@@ -208,57 +177,31 @@ class Counted:
     @classmethod
     def of(cls, counts: np.ndarray, absmax: Tensor, each: float = 1.0, noise: float = 1.0) -> Counted:
         """The running sums of some counts."""
-        sums = np.zeros((3, len(counts), counts.shape[1] + 1))
-        parts = counts, counts > 0, _entropy(counts, each, noise)
-        for part, total in zip(parts, sums, strict=True):
-            _sums(part, total[:, 1:])
+        sums = np.empty((len(counts), counts.shape[1] + 1, 3))
+        running_entropies(counts, each, noise, sums)
         return cls(absmax, counts, sums, each, noise)
 
-    def entropy(self, counts: np.ndarray, spread: np.ndarray | float = 1.0) -> np.ndarray:
-        """``count * log(count / spread)``, as it would be on average if every value had been counted.
+    def divergence(self, params: QParams, least: int) -> Tensor:
+        """That of each candidate, float64 ``(groups, candidates)``.
 
-        Half the variance of a count over the count is what it is too much.
-        Source: Miller, "Note on the bias of information estimates" (1955).
+        It is infinite where fewer than ``least`` bins are kept.
         """
-        return _entropy(counts, self.each, self.noise, spread)
-
-    @property
-    def points(self) -> int:
-        """How many bins a group has."""
-        return self.counts.shape[1]
-
-
-def _sums(numbers: np.ndarray, out: np.ndarray) -> None:
-    """Running sums along the last axis; torch's take a third of the time of NumPy's."""
-    torch.cumsum(torch.from_numpy(numbers), -1, dtype=torch.float64, out=torch.from_numpy(out))
-
-
-def _entropy(counts: np.ndarray, each: float, noise: float, spread: np.ndarray | float = 1.0) -> np.ndarray:
-    found = xlogy(counts, counts / spread)
-    # Fewer than one stands for were counted one by one.
-    return found if noise == 1 else found - (noise - 1) / 2 * (counts >= each)
+        if params.levels is None:
+            edges = np.arange(params.qmin - 0.5, params.qmax + 1, dtype=np.float32)
+        else:
+            edges = params.levels.edges.numpy()
+        scale, zero = _rows(params.scale), _rows(params.zero_point)
+        found = np.empty(scale.shape)
+        divergences(
+            self.counts, self.sums, self.absmax.numpy(), float(self.each), float(self.noise), edges,
+            params.levels is None, scale, zero, least, found,
+        )  # fmt: skip
+        return torch.from_numpy(found)
 
 
-def xlogy(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """``x * log(y)``, and 0 where x is; neither is negative.  NumPy's logarithm is several times as fast as torch's."""
-    product: np.ndarray = x * np.log(np.maximum(y, 1e-300))
-    return product
+def _rows(tensor: Tensor) -> np.ndarray:
+    """A matrix with its rows one after the other in memory."""
+    return np.ascontiguousarray(tensor.numpy())
 
 
 Prepared = Plain | Spread | Counted
-
-
-def edges(params: QParams) -> Tensor:
-    """Between which real numbers each code lies, ``(groups, candidates, codes + 1)``; ties fall either way."""
-    if params.levels is not None:
-        return params.levels.edges * params.scale[..., None]
-    code = torch.arange(params.qmin, params.qmax + 2)
-    return (code - params.zero_point[..., None] - 0.5) * params.scale[..., None]
-
-
-def outermost(params: QParams) -> Tensor:
-    """The first and the last of :func:`edges`, ``(groups, candidates, 2)``."""
-    if params.levels is not None:
-        return edges(params)[..., [0, -1]]
-    ends = torch.tensor([params.qmin, params.qmax + 1])
-    return (ends - params.zero_point[..., None] - 0.5) * params.scale[..., None]

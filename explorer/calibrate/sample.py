@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from explorer.calibrate.loops import averaged, beyond, reached, stand_ins, survey, tally_all, tally_some
 from explorer.errors import TensorError
 from explorer.formats import Granularity
 
@@ -31,17 +32,13 @@ LEAST_EXPONENT = -100
 MOST_READ = 1 << 15
 # The extremes of a batch are found block by block, some elements at a time; every value that is beyond those of the
 # other blocks than one in so many is counted, and than so many.
-_BLOCK, _LOOKED, _FURTHEST, _MOST_FAR, _SHOWN = 1 << 8, 1 << 20, 32, 256, 1 << 12
+_BLOCK, _FURTHEST, _MOST_FAR, _SHOWN = 1 << 8, 32, 64, 1 << 12
 # Of groups of a tensor with more than twice as many values searches may look at some.
 FEWEST_SAMPLED = 1 << 17
 # So many values that were looked at wait to be counted.
 _HELD = 1 << 18
 # Over so many bins to each side the counts of a sample are averaged, unless their dispersion is more than this.
 _REACH, _DISPERSION = 16, 1.1
-# Elements that go through the passes of counting at a time: with their copies they fit the cache.
-_CACHED = 1 << 17
-# Groups whose bins have places below 2**24 are counted together: such numbers are exact in float32.
-_MOST_PLACES = 1 << 24
 # The least and the largest value of each block of a group, float32.
 Ends = tuple[np.ndarray, np.ndarray]
 
@@ -103,8 +100,8 @@ class Sample:
             low, high = (end[None] for end in torch.aminmax(values))
         else:
             # What a search of so many looks at them for takes little longer than the extremes alone.
-            blocks = block_ends(values[0])
-            low, high = torch.tensor([blocks[0].min()]), torch.tensor([blocks[1].max()])
+            blocks, ends, _ = surveyed(values[0])
+            low, high = torch.from_numpy(ends).split(1)
         return cls(values, weights, low, high, torch.stack([low, high])[None], blocks=blocks)
 
     @property
@@ -154,16 +151,6 @@ class Sample:
         return tally.sample()
 
 
-def _zeros(values: Tensor, weights: Tensor | None) -> Tensor:
-    """How many values of each row are zero, float64 ``(rows,)``; NumPy counts truths 8 times as fast as torch."""
-    found = np.equal(values.numpy(), 0)
-    if weights is not None:
-        return torch.from_numpy(found).mul(weights).sum(1, dtype=torch.float64)
-    if len(values) > 1:
-        return torch.from_numpy(np.count_nonzero(found, axis=1)).double()
-    return torch.tensor([float(np.count_nonzero(found))], dtype=torch.float64)
-
-
 def stride(count: int, wanted: int) -> int:
     """The least step between values of which a sample of ``wanted`` of ``count`` values is taken.
 
@@ -179,17 +166,19 @@ def stride(count: int, wanted: int) -> int:
     return step
 
 
-def block_ends(values: Tensor) -> Ends:
-    """The extremes of each block of some values ``(size,)``, those of what is left over last.
+def surveyed(values: Tensor, step: int = 1, wanted: int = 0) -> tuple[Ends, np.ndarray, np.ndarray]:
+    """The extremes of each block of some values ``(size,)``, those of all, and a sample.
 
-    >>> [end.tolist() for end in block_ends(torch.arange(600.0))]
-    [[0.0, 256.0, 512.0], [255.0, 511.0, 599.0]]
+    The last block may be shorter.  The sample are ``wanted`` pairs of neighbours, one of each ``step``.
+
+    >>> blocks, ends, some = surveyed(torch.arange(600.0), step=7, wanted=2)
+    >>> [end.tolist() for end in blocks], ends.tolist(), some.tolist()
+    ([[0.0, 256.0, 512.0], [255.0, 511.0, 599.0]], [0.0, 599.0], [0.0, 1.0, 14.0, 15.0])
     """
-    whole = len(values) // _BLOCK * _BLOCK
-    parts = [part.view(-1, _BLOCK) for part in values[:whole].split(_LOOKED)]
-    parts += [values[whole:][None]] if whole < len(values) else []
-    lows, highs = [part.amin(1).numpy() for part in parts], [part.amax(1).numpy() for part in parts]
-    return np.concatenate(lows), np.concatenate(highs)
+    count = -(-len(values) // _BLOCK)
+    low, high, ends, some = found = [np.empty(size, np.float32) for size in (count, count, 2, 2 * wanted)]
+    survey(values.numpy().view(np.int32), _BLOCK, step, *[each.view(np.int32) for each in found])
+    return (low, high), ends, some
 
 
 class _Run:
@@ -209,68 +198,51 @@ class _Run:
         self._ends: list[np.ndarray] = []
         self._middle: tuple[float, float] | None = None
 
-    def add(self, values: Tensor, ends: Ends | None = None) -> tuple[float, float]:
+    def add(self, values: Tensor, blocks: Ends | None = None) -> np.ndarray:
         """Look at a batch ``(size,)``; its least and its largest value.
 
-        ``ends`` are those of :func:`block_ends`, where they are known.
+        ``blocks`` are those of :func:`surveyed`, where they are known.
         """
-        row, blocks = values.numpy(), self.size // _BLOCK
-        low, high = block_ends(values) if ends is None else ends
+        row = values.numpy()
+        if blocks is None:
+            # Neighbours cost no more than one value.
+            blocks, ends, some = surveyed(values, self.step, -(-(self.size // 2) // self.step))
+        else:
+            some = row[: self.size // 2 * 2].view(np.complex64)[:: self.step].copy().view(np.float32)
+            ends = np.array([blocks[0].min(), blocks[1].max()])
         if self._middle is None:
-            # Of very many blocks some show where the ends begin.
-            step = max(1, blocks // _SHOWN)
-            few = min(blocks // _FURTHEST, _MOST_FAR) // step
-            some_low, some_high = low[:blocks:step], high[:blocks:step]
-            self._middle = np.partition(some_low, few)[few], np.partition(some_high, -1 - few)[-1 - few]
-        least, largest = self._middle
-        far = np.flatnonzero((low[:blocks] < least) | (high[:blocks] > largest))
-        whole = blocks * _BLOCK
-        beyond = [self._beyond(row[:whole].reshape(-1, _BLOCK).take(far, axis=0).reshape(-1))]
-        if whole < self.size:
-            beyond.append(self._beyond(row[whole:]))
-        # Neighbours cost no more than one value.
-        self._some.append(row[: self.size // 2 * 2].view(np.complex64)[:: self.step].copy())
-        self._ends += beyond
+            self._middle = self._borders(*blocks)
+        far = beyond(row, _BLOCK, *blocks, *self._middle)
+        self._some.append(some)
+        self._ends.append(far)
         self.seen += self.size
-        self.read += 2 * len(self._some[-1]) + sum(map(len, beyond))
-        return low.min(), high.max()
+        self.read += len(some) + len(far)
+        return ends
 
-    def _beyond(self, values: np.ndarray) -> np.ndarray:
-        """Those values that lie at the ends."""
-        assert self._middle is not None
-        least, largest = self._middle
-        return values[np.flatnonzero((values < least) | (values > largest))]
+    def _borders(self, low: np.ndarray, high: np.ndarray) -> tuple[float, float]:
+        """Where the ends begin; of very many blocks some show it."""
+        blocks = self.size // _BLOCK
+        step = max(1, blocks // _SHOWN)
+        few = min(blocks // _FURTHEST, _MOST_FAR) // step
+        low, high = low[:blocks:step], high[:blocks:step]
+        return float(np.partition(low, few)[few]), float(np.partition(high, -1 - few)[-1 - few])
 
     def count(self, counts: np.ndarray, width: float) -> tuple[float, bool]:
         """Add to the ``counts`` of bins some values as if they were all but those at the ends, and those one by one.
 
         Gives the number of zeros, which are not among the counts, and whether the counts were made smooth.
         """
-        half, some = len(counts) // 2, np.concatenate(self._some).view(np.float32)
-        ends, bins_of_one = np.concatenate(self._ends), float(np.float32(1 / width))
-
-        def places(values: np.ndarray) -> Tensor:
-            # Rounded in float32: an edge may be off by less than a thousandth of a bin.
-            return torch.from_numpy(values).mul(bins_of_one).add_(half).to(torch.int32)
-
         assert self._middle is not None
-        least, largest = self._middle
-        first, last = (int(end * np.float32(bins_of_one) + np.float32(half)) for end in self._middle)
-        found = torch.bincount(places(some), minlength=len(counts)).numpy()
-        # Of what was looked at those at the ends are counted below; of the outermost bins some lie there.
-        below, above = np.count_nonzero(some < least), np.count_nonzero(some > largest)
-        found[first] -= below - found[:first].sum()
-        found[last] -= above - found[last + 1 :].sum()
-        scale = (self.seen - len(ends)) / (len(some) - below - above)
-        zeros = np.count_nonzero(some == 0) if least <= 0 <= largest else 0
-        found[half] -= zeros
-        middle = found[first : last + 1]
+        some, ends = np.concatenate(self._some), np.concatenate(self._ends)
+        found, inverse = np.empty((2, len(counts)), np.int64), np.float32(1 / width)
+        zeros, rest = tally_some(some, ends, float(inverse), *self._middle, found)
+        first, last = (int(np.float32(end) * inverse + np.float32(len(counts) // 2)) for end in self._middle)
+        middle = found[0, first : last + 1]
+        scale = (self.seen - len(ends)) / (int(middle.sum()) + zeros)
         even = smoothed(middle)
         counts[first : last + 1] += (middle if even is None else even) * scale
-        np.add.at(counts, places(ends).numpy(), 1.0)
-        rest = np.count_nonzero(ends == 0)
-        counts[half] -= rest
-        return float(zeros * scale + rest), even is not None
+        counts += found[1]
+        return zeros * scale + rest, even is not None
 
 
 def smoothed(counts: np.ndarray) -> np.ndarray | None:
@@ -282,23 +254,8 @@ def smoothed(counts: np.ndarray) -> np.ndarray | None:
     >>> smoothed(np.array([0, 90, 0, 0, 90, 0])) is None
     True
     """
-    bins, reach = len(counts), min(_REACH, len(counts) - 1)
-    below = np.zeros(bins + 2 * reach + 1)
-    # torch takes a third of the time of NumPy.
-    inner = torch.from_numpy(below[reach + 1 : reach + bins + 1])
-    torch.cumsum(torch.from_numpy(counts), 0, dtype=torch.float64, out=inner)
-    below[reach + bins + 1 :] = below[reach + bins]
-    size = np.full(bins, 2.0 * reach + 1)
-    size[:reach] -= np.arange(reach, 0, -1)
-    size[bins - reach :] -= np.arange(1, reach + 1)
-    mean: np.ndarray = (below[2 * reach + 1 :] - below[:bins]) / size
-    deviation = counts - mean
-    deviation *= deviation
-    deviation /= np.maximum(mean, 1e-9)
-    if deviation.sum() > _DISPERSION * np.count_nonzero(mean):
-        return None
-    mean *= below[-1] / max(mean.sum(), 1e-9)
-    return mean
+    mean = np.empty(len(counts))
+    return mean if averaged(counts, min(_REACH, len(counts) - 1), _DISPERSION, mean) else None
 
 
 class GrowingHistogram:
@@ -335,10 +292,18 @@ class GrowingHistogram:
         self._zeros = torch.zeros(groups, dtype=torch.float64)
         self._runs: list[_Run] = []
         self._smooth = True
-        self.minimum = torch.full((groups,), torch.inf)
-        self.maximum = torch.full((groups,), -torch.inf)
-        self.ranges: list[Tensor] = []
+        self._ranges: list[np.ndarray] = []
         self.values_seen = self.values_read = 0
+
+    @property
+    def minimum(self) -> Tensor:
+        """The least value of each group so far, float32 ``(groups,)``."""
+        return torch.from_numpy(self._extremes()[0])
+
+    @property
+    def maximum(self) -> Tensor:
+        """The largest value of each group so far, float32 ``(groups,)``."""
+        return torch.from_numpy(self._extremes()[1])
 
     @property
     def counts(self) -> Tensor:
@@ -383,83 +348,59 @@ class GrowingHistogram:
             self._counts[rows] = torch.nn.functional.pad(halved, (quarter, quarter))
             steps = steps - rows.int()
 
-    def _reach(self, ends: Tensor) -> None:
-        """Take note of a batch's minimum and maximum, ``(2, groups)``, and make room for what lies between them."""
-        self.ranges.append(ends)
-        low, high = ends.numpy()
-        least, largest = self.minimum.numpy(), self.maximum.numpy()
-        if not ((low < least) | (high > largest)).any():
-            return  # No range has grown.
-        self.minimum = torch.from_numpy(np.minimum(least, low))
-        self.maximum = torch.from_numpy(np.maximum(largest, high))
-        absmax = np.maximum(-low, high)
-        if (absmax < np.ldexp(1.0, self.exponent.numpy())).all():
-            return
-        # frexp gives |x| = mantissa * 2**exponent with mantissa in [0.5, 1): 2**exponent lies above |x|.
-        wanted = np.frexp(absmax)[1].clip(LEAST_EXPONENT, 128)
-        # Zero has the exponent 0 there, but asks for no range at all.
-        wanted = np.where(absmax > 0, wanted, LEAST_EXPONENT)
-        self._grow(torch.from_numpy(wanted))
+    def _extremes(self) -> np.ndarray:
+        """The least and the largest value of each group so far, float32 ``(2, groups)``."""
+        return self._reached(self._ranges)[0]
 
-    def _counted(self, values: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Counts of each bin and of the zeros, which are not in them, float64 each."""
-        rows = max(1, min(_CACHED // values.shape[1], _MOST_PLACES // self.bins))
-        counts, zeros = torch.empty_like(self._counts), torch.empty_like(self._zeros)
-        for start in range(0, len(values), rows):
-            part = slice(start, start + rows)
-            weight = None if weights is None else weights[part]
-            index = self._places(values[part], part)
-            heavy = None if weight is None else weight.reshape(-1)
-            size = len(index) * self.bins
-            counts[part] = torch.bincount(index.view(-1), heavy, minlength=size).view(-1, self.bins)
-            zeros[part] = _zeros(values[part], weight)
-        counts[:, self.bins // 2] -= zeros
-        return counts, zeros
+    def _reached(self, ranges: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The extremes of some batches, and the exponents that they ask for."""
+        groups = len(self._counts)
+        extremes, exponents = np.empty((2, groups), np.float32), np.empty(groups, np.int32)
+        reached(
+            np.stack(ranges) if ranges else np.empty((0, 2, groups), np.float32),
+            LEAST_EXPONENT,
+            extremes,
+            exponents,
+        )
+        return extremes, exponents
 
-    def _places(self, values: Tensor, rows: slice) -> Tensor:
-        """The bin of each value of some groups, int32, counted through from the first of the groups."""
-        groups = len(values)
-        widths = (1.0 / self.width[rows]).float()[:, None]
-        # Whole numbers below 2**24 add up exactly in float32.
-        first = torch.arange(groups, dtype=torch.float32)[:, None] * self.bins + self.bins // 2
-        columns = max(1, _CACHED // groups)
-        index = torch.empty(values.shape, dtype=torch.int32)
-        buffer = torch.empty(groups, min(columns, values.shape[1]))
-        for part, place in zip(values.split(columns, 1), index.split(columns, 1), strict=True):
-            scaled = torch.mul(part, widths, out=buffer[:, : part.shape[1]])
-            place.copy_(scaled.floor_().add_(first))
-        return index
+    def _reach(self, ranges: list[np.ndarray]) -> None:
+        """Make room for the values of some batches."""
+        _, exponents = self._reached(ranges)
+        if (exponents > self.exponent.numpy()).any():
+            self._grow(torch.from_numpy(exponents))
 
-    def add(self, values: Tensor, ends: Ends | None = None) -> None:
+    def add(self, values: Tensor, blocks: Ends | None = None) -> None:
         """Count one batch, float32 ``(groups, elements)``, or a sample of it.
 
-        ``ends`` are those of :func:`block_ends`, where they are known of a batch of one group.
+        ``blocks`` are those of :func:`surveyed`, where they are known of a batch of one group.
         """
         if values.shape[1] == 0:
             return
         if values.shape[1] <= max(2 * self.most, 32 * _BLOCK):
             self.count_all(values)
         else:
-            self._count_some(values, ends)
+            self._count_some(values, blocks)
 
     def count_all(self, values: Tensor, weights: Tensor | None = None) -> None:
         """Count each value of a batch, ``weights`` times where they are given; both ``(groups, elements)``."""
-        self._reach(torch.stack([values.amin(1), values.amax(1)]))
-        counts, zeros = self._counted(values, weights)
-        self._counts += counts
-        self._zeros += zeros
+        self._ranges.append(torch.stack([values.amin(1), values.amax(1)]).numpy())
+        self._reach(self._ranges[-1:])
+        heavy = None if weights is None else weights.contiguous().numpy()
+        inverses = (1 / self.width).float().numpy()
+        tally_all(values.contiguous().numpy(), heavy, inverses, self._counts.numpy(), self._zeros.numpy())
         self.values_seen += values.numel()
         self.values_read += values.numel()
 
-    def _count_some(self, values: Tensor, ends: Ends | None) -> None:
+    def _count_some(self, values: Tensor, blocks: Ends | None) -> None:
         """Look at every k-th pair of values, and at each of those at the ends."""
         if self._runs and self._runs[0].size != values.shape[1]:
             self._settle()
         if not self._runs:
             self._runs = [_Run(values.shape[1], int(self.most)) for _ in values]
         before = sum(run.read for run in self._runs)
-        extremes = [run.add(row, ends) for run, row in zip(self._runs, values.contiguous(), strict=True)]
-        self._reach(torch.from_numpy(np.array(extremes, dtype=np.float32).T))
+        found = [run.add(row, blocks) for run, row in zip(self._runs, values.contiguous(), strict=True)]
+        self._ranges.append(np.stack(found, 1))
         read = sum(run.read for run in self._runs)
         self.values_seen += values.numel()
         self.values_read += read - before
@@ -468,12 +409,13 @@ class GrowingHistogram:
 
     def _settle(self) -> None:
         """Count what was looked at."""
-        rows = zip(self._runs, self._counts.numpy(), self.width.tolist(), strict=False)
-        found = [run.count(counts, width) for run, counts, width in rows]
-        if found:
-            zeros, smooth = zip(*found, strict=True)
-            self._zeros += torch.tensor(zeros, dtype=torch.float64)
-            self._smooth &= all(smooth)
+        if not self._runs:
+            return
+        self._reach(self._ranges)
+        rows = zip(self._runs, self._counts.numpy(), self.width.tolist(), strict=True)
+        zeros, smooth = zip(*[run.count(counts, width) for run, counts, width in rows], strict=True)
+        self._zeros += torch.tensor(zeros, dtype=torch.float64)
+        self._smooth &= all(smooth)
         self._runs = []
 
     def merge(self, other: GrowingHistogram) -> None:
@@ -491,9 +433,7 @@ class GrowingHistogram:
         grown._grow(top)
         self._counts += grown._counts
         self._zeros += other.zeros
-        self.minimum = torch.minimum(self.minimum, other.minimum)
-        self.maximum = torch.maximum(self.maximum, other.maximum)
-        self.ranges += other.ranges
+        self._ranges += other._ranges
         self.values_seen += other.values_seen
         self._smooth &= other._smooth
         self.values_read += other.values_read
@@ -504,18 +444,21 @@ class GrowingHistogram:
         Raises:
             TensorError: when nothing was counted.
         """
-        if not self.ranges:
+        if not self._ranges:
             raise TensorError("No value has been observed; calibration needs at least one image.")
-        half, counts = self.bins // 2, self.counts.numpy()
-        used = np.flatnonzero((counts != 0).any(0))
+        half, counts, extremes = self.bins // 2, self.counts.numpy(), self._extremes()
+        used = np.flatnonzero(counts.any(0))
         start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (half, half + 1)
-        first, (values, weights) = start - half, np.zeros((2, len(counts), stop - start + 1), np.float32)
-        values[:, :-1] = np.arange(first + 0.5, stop - half) * self.width.numpy()[:, None]
-        # No stand-in may lie beyond the extremes, or a range fitted to it would.
-        np.clip(values, *(end.numpy()[:, None] for end in (self.minimum, self.maximum)), out=values)
-        weights[:, :-1], weights[:, -1] = counts[:, start:stop], self.zeros.numpy()
-        points = torch.from_numpy(values), torch.from_numpy(weights)
-        ranges = torch.stack(self.ranges)
-        bins = Bins(self.width, first)
+        points, width = np.empty((2, len(counts), stop - start + 1), np.float32), self.width
+        stand_ins(counts, self._zeros.numpy(), width.numpy(), extremes, start, points)
         noise = 0.0 if self._smooth and self.share < 1 else 1 / self.share
-        return Sample(*points, self.minimum, self.maximum, ranges, bins, self.share, noise)
+        return Sample(
+            torch.from_numpy(points[0]),
+            torch.from_numpy(points[1]),
+            self.minimum,
+            self.maximum,
+            torch.from_numpy(np.stack(self._ranges)),
+            Bins(width, start - half),
+            self.share,
+            noise,
+        )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from explorer.calibrate.prepared import Counted, Plain, Prepared, Spread, edges, outermost, xlogy
+from explorer.calibrate.prepared import Counted, Plain, Prepared, Spread
 from explorer.calibrate.rules import Objective, Range
 from explorer.calibrate.sample import FEWEST_SAMPLED, Sample
 from explorer.formats import Grid, LevelFormat, Parameter, QParams, extent, spelled
@@ -28,12 +28,12 @@ _POINTS_A_CODE = 8
 # The divergence of a few values is taken between histograms of so many bins.
 _FEWEST_BINS = 128
 # Shares of the full range, then factors of the best so far: of both ends alike, and of each by itself.
-_SHARES = tuple((f, f) for f in (0.9 ** torch.arange(40), 1 + 0.0025 * torch.arange(-24, 25)))
+_SHARES = tuple((f, f) for f in (0.9 ** np.arange(40), 1 + 0.0025 * np.arange(-24, 25)))
 _PAIRS = tuple(
-    tuple(torch.cartesian_prod(f, f).unbind(1))
+    (np.repeat(f, len(f)), np.tile(f, len(f)))
     for f in (
-        0.7 ** torch.arange(8),
-        *(1 + step * torch.arange(-reach, reach + 1) for step, reach in ((0.08, 2), (0.02, 2), (0.005, 4))),
+        0.7 ** np.arange(8),
+        *(1 + step * np.arange(-reach, reach + 1) for step, reach in ((0.08, 2), (0.02, 2), (0.005, 4))),
     )
 )
 
@@ -69,10 +69,6 @@ class Search(Objective):
         """How many numbers one prepared group of the sample takes."""
 
     @abstractmethod
-    def width(self, edges: int, sample: Prepared) -> int:
-        """How many numbers one candidate of one group takes, for ``edges`` of codes."""
-
-    @abstractmethod
     def cost(self, sample: Prepared, params: QParams) -> Tensor:
         """The cost of candidates, float64 ``(groups, candidates)``; so are the parameters' scales.
 
@@ -81,68 +77,74 @@ class Search(Objective):
 
     def __call__(self, sample: Sample, grid: Grid) -> Range:
         # Some groups after the other: what a search holds does not grow with the tensor.
-        if grid.widest is None:
+        if grid.widest is None and grid.asks_widest:
             grid = replace(grid, widest=extent(sample.minimum, sample.maximum))
         rows = max(1, _CHUNK // self.size(sample))
         found = [self._search(self.condensed(part, grid), grid) for part in sample.split(rows)]
+        if len(found) == 1:
+            return found[0]
         low, high = (torch.cat(ends) for ends in zip(*found, strict=True))
         return low, high
 
     def _search(self, sample: Sample, grid: Grid) -> Range:
-        full = sample.minimum.clamp(max=0.0)[:, None], sample.maximum.clamp(min=0.0)[:, None]
         prepared = self.prepare(sample, grid)
-        lowest, highest = grid.codes
-        step = max(1, _CHUNK // (sample.groups * self.width(highest - lowest + 2, prepared)))
-        best, rows = np.full(sample.groups, np.inf), np.arange(sample.groups)
-        shares = torch.ones(sample.groups), torch.ones(sample.groups)
+        # NumPy makes so few numbers in a third of torch's time.
+        full = np.minimum(sample.minimum.numpy(), 0)[:, None], np.maximum(sample.maximum.numpy(), 0)[:, None]
+        whole = grid.params(*map(torch.from_numpy, full)) if grid.proportional else None
+        groups, rows = sample.groups, np.arange(sample.groups)
+        best, shares = np.full(groups, np.inf), np.ones((2, groups, 1), np.float32)
+        step = max(1, _CHUNK // groups)
 
-        def attempt(low_shares: Tensor, high_shares: Tensor) -> None:
-            """Try candidates, ``(groups, candidates)`` shares of the full range at each end."""
-            nonlocal best, shares
-            for low, high in zip(low_shares.split(step, 1), high_shares.split(step, 1), strict=True):
-                cost = self.cost(prepared, grid.params(full[0] * low, full[1] * high)).numpy()
+        def attempt(lows: np.ndarray, highs: np.ndarray, least: float = 1e-3, most: float = 1.0) -> None:
+            """Try candidates, shares of the full range at each end, ``(groups, candidates)`` or 1 for all."""
+            pairs = np.empty((2, groups, max(lows.shape[1], highs.shape[1])), np.float32)
+            for pair, wanted in zip(pairs, (lows, highs), strict=True):
+                np.minimum(np.maximum(wanted, np.float32(least), out=pair), np.float32(most), out=pair)
+            for start in range(0, pairs.shape[2], step):
+                tried = pairs[..., start : start + step]
+                if whole is not None:
+                    params = grid.shrunk(whole, torch.from_numpy(tried[0]))
+                else:
+                    params = grid.params(
+                        *(torch.from_numpy(end * part) for end, part in zip(full, tried, strict=True))
+                    )
+                cost = self.cost(prepared, params).numpy()
                 place = cost.argmin(1)
                 cost = cost[rows, place]
                 better = cost < best
-                if not better.any():
-                    continue
-                best = np.where(better, cost, best)
-                found = [
-                    torch.from_numpy(np.where(better, new.numpy()[rows, place], old.numpy()))
-                    for new, old in zip((low, high), shares, strict=True)
-                ]
-                shares = found[0], found[1]
+                best[better] = cost[better]
+                shares[:, better, 0] = tried[:, rows, place][:, better]
+
+        def found() -> Range:
+            low, high = (
+                torch.from_numpy((end * share)[:, 0]) for end, share in zip(full, shares, strict=True)
+            )
+            return low, high
 
         two_sided = not grid.symmetric and bool(((full[0] < 0) & (full[1] > 0)).any())
         if sample.bins is not None and (grid.scale.free or not grid.symmetric):
             # So many values have a smooth cost.
-            for ends in _PAIRS if two_sided else _SHARES:
-                low, high = (share[:, None] * end for share, end in zip(shares, ends, strict=True))
-                attempt(low.clamp_(1e-3, 1), high.clamp_(1e-3, 1))
-            return full[0][:, 0] * shares[0], full[1][:, 0] * shares[1]
-        groups, both = sample.groups, grid.shares(self.count)
-        attempt(both.expand(groups, -1), both.expand(groups, -1))
-        if len(both) < self.count:
-            return full[0][:, 0] * shares[0], full[1][:, 0] * shares[1]
+            for low, high in _PAIRS if two_sided else _SHARES:
+                attempt(shares[0] * low, shares[1] * high)
+            return found()
+        both = grid.shares(self.count).numpy()[None]
+        # Of powers of two the next larger one is a share of 2.
+        attempt(both, both, 0, 2)
+        if both.size < self.count:
+            return found()
+        fine = np.arange(-9, 10, dtype=np.float32) / np.float32(10 * self.count)
         if two_sided:
-            coarse = torch.arange(-8, 9) / 20
+            coarse = np.arange(-8, 9, dtype=np.float32) / np.float32(20)
             for _ in range(2):
-                before = shares
-                moved = (shares[0][:, None] + coarse).clamp(0.01, 1)
-                attempt(moved, shares[1][:, None].expand_as(moved))
-                moved = (shares[1][:, None] + coarse).clamp(0.01, 1)
-                attempt(shares[0][:, None].expand_as(moved), moved)
-                if all(torch.equal(old, new) for old, new in zip(before, shares, strict=True)):
+                before = shares.copy()
+                attempt(shares[0] + coarse, shares[1], 0.01)
+                attempt(shares[0], shares[1] + coarse, 0.01)
+                if np.array_equal(before, shares):
                     break
-        fine = torch.arange(-9, 10) / (10 * self.count)
-        if two_sided:
-            moved = (shares[0][:, None] + fine).clamp(1e-3, 1)
-            attempt(moved, shares[1][:, None].expand_as(moved))
-            moved = (shares[1][:, None] + fine).clamp(1e-3, 1)
-            attempt(shares[0][:, None].expand_as(moved), moved)
-        moved = (shares[0][:, None] + fine).clamp(1e-3, 1)
-        attempt(moved, (shares[1][:, None] + fine).clamp(1e-3, 1))
-        return full[0][:, 0] * shares[0], full[1][:, 0] * shares[1]
+            attempt(shares[0] + fine, shares[1])
+            attempt(shares[0], shares[1] + fine)
+        attempt(shares[0] + fine, shares[1] + fine)
+        return found()
 
 
 @dataclass(frozen=True)
@@ -163,10 +165,6 @@ class PowerSum(Search):
 
     def size(self, sample: Sample) -> int:
         return 4 * sample.values.shape[1]
-
-    def width(self, edges: int, sample: Prepared) -> int:
-        # Values as they are have a buffer of their own.
-        return 1 if isinstance(sample, Plain) else edges
 
     def cost(self, sample: Prepared, params: QParams) -> Tensor:
         if isinstance(sample, Plain):
@@ -277,7 +275,7 @@ class KL(Search):
         # Padding gives a short block no finer histogram than it has by itself.
         points = (sample.weights > 0).sum(1)
         finest = torch.tensor([self.resolution(n) for n in range(sample.values.shape[1] + 1)])[points]
-        if grid.widest is None:
+        if grid.widest is None and grid.asks_widest:
             grid = replace(grid, widest=extent(sample.minimum, sample.maximum))
         low, high = torch.empty_like(sample.minimum), torch.empty_like(sample.maximum)
         for bins in finest.unique():
@@ -325,68 +323,6 @@ class KL(Search):
     def size(self, sample: Sample) -> int:
         return 4 * max(self._bins(sample), sample.values.shape[1])
 
-    def width(self, edges: int, sample: Prepared) -> int:
-        # With more codes than bins the outermost edges are all that counts, with some numbers about each.
-        return edges if edges <= sample.points else min(sample.points, 32)
-
-    def _edges(self, params: QParams, bins: int) -> Tensor:
-        """The edges of all codes; of more codes than bins those near zero, beyond which wide steps leave the bins."""
-        if params.qmax - params.qmin < bins or params.levels is not None:
-            return edges(params)
-        zero = params.zero_point[..., None]
-        code = torch.arange(-bins // 2 - 1, bins // 2 + 3)
-        code = torch.maximum(torch.minimum(code, params.qmax + 1 - zero), params.qmin - zero)
-        code[..., :1], code[..., -1:] = params.qmin - zero, params.qmax + 1 - zero
-        return (code - 0.5) * params.scale[..., None]
-
     def cost(self, sample: Prepared, params: QParams) -> Tensor:
         assert isinstance(sample, Counted)
-        groups, bins = sample.counts.shape
-        # Where no step is wider than a bin, each code holds one bin at most and only the outermost edges count.
-        fine = (params.scale * bins <= 2 * sample.absmax[:, None])[..., None].numpy()
-        if params.levels is not None:
-            fine = np.zeros_like(fine)
-        edge = outermost(params) if fine.all() else self._edges(params, bins)
-        edge = edge / sample.absmax[:, None, None]
-        # The first bin whose middle is not below the edge.
-        edge = edge.add_(1).mul_(bins / 2).sub_(0.5).ceil_().clamp_(0, bins).long()
-        place = edge.numpy()
-        row = np.arange(groups)[:, None, None]
-        mass, filled, entropy = sample.sums
-
-        def at(table: np.ndarray, place: np.ndarray) -> np.ndarray:
-            return table.take(place + row * table.shape[1])
-
-        def between(table: np.ndarray, place: np.ndarray) -> np.ndarray:
-            found = at(table, place)
-            return np.subtract(found[..., 1:], found[..., :-1])
-
-        ends = place[..., :: place.shape[2] - 1]
-        outer, total = at(mass, ends), mass[:, -1, None, None]
-        inside = np.maximum(outer[..., 1:] - outer[..., :1], 1e-30)
-        reference = between(entropy, ends)
-        cross = reference - xlogy(inside, inside)
-        # The outermost bins that are kept, and what is clipped onto each.
-        outermost_bin = np.minimum(ends - [0, 1], bins - 1)
-        np.maximum(outermost_bin, 0, out=outermost_bin)
-        clipped = np.concatenate([outer[..., :1], total - outer[..., 1:]], 2)
-        own_count = at(sample.counts, outermost_bin)
-        held = own_count / inside
-        if not fine.all():
-            level = between(mass, place)
-            spread = np.maximum(between(filled, place), 1) * inside
-            own = sample.entropy(level, spread)
-            cross = np.where(fine, cross, own.sum(2, keepdims=True))
-            # The code of each outermost bin, counted through.
-            code = torch.searchsorted(edge, torch.from_numpy(outermost_bin), right=True).numpy() - 1
-            np.minimum(code, level.shape[2] - 1, out=code)
-            np.maximum(code, 0, out=code)
-            code += (np.arange(level.size // level.shape[2]) * level.shape[2]).reshape(*level.shape[:2], 1)
-            held = np.where(fine, held, level.take(code) / spread.take(code))
-        joined = sample.entropy(own_count + clipped) - sample.entropy(own_count)
-        # An outermost bin that held nothing before has candidate mass 0; a floor keeps the divergence finite.
-        share = np.maximum(np.where(own_count > 0, held, 0.0), 1e-6)
-        gained = (joined - xlogy(clipped, share)).sum(2, keepdims=True)
-        cost = (reference - cross + gained) / total - np.log(total)
-        few = ends[..., 1:] - ends[..., :1] < self.least(bins)
-        return torch.from_numpy(np.where(few, np.inf, cost)[..., 0])
+        return sample.divergence(params, self.least(sample.counts.shape[1]))

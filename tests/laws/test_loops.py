@@ -1,0 +1,221 @@
+"""Loops that are compiled: the same numbers as in Python, as with NumPy, and as in torch's passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from explorer.calibrate import GrowingHistogram, loops
+from explorer.compiled import compiled
+from explorer.formats import QParams, fake_quantize_, granularity, uniform
+from explorer.formats.loops import rounded
+from explorer.recipe import TensorScheme
+from explorer.tensor import fit_tensor
+
+Case = tuple[Callable[..., Any], list[Any]]
+SEEDS = st.integers(0, 2**32 - 1)
+F32 = hnp.from_dtype(np.dtype(np.float32), allow_nan=False)
+
+
+def drawn(seed: int, *shape: int) -> np.ndarray:
+    """Numbers as activations have them, every third of them zero."""
+    draw = np.random.default_rng(seed)
+    values = draw.standard_normal(shape).astype(np.float32)
+    values[draw.random(shape) < 1 / 3] = 0
+    return values
+
+
+def counted(seed: int, *shape: int) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    return np.where(draw.random(shape) < 0.3, 0.0, draw.integers(0, 50, shape)).astype(np.float64)
+
+
+def entropies(counts: np.ndarray, each: float, noise: float) -> np.ndarray:
+    sums = np.empty((len(counts), counts.shape[1] + 1, 3))
+    loops.running_entropies(counts, each, noise, sums)
+    return sums
+
+
+def of_hinges(counts: np.ndarray) -> np.ndarray:
+    sums = np.empty((len(counts), counts.shape[1] + 1, 3))
+    loops.running_sums(counts, -9, sums, np.empty((len(counts), 2)))
+    return sums
+
+
+def empty(*shape: int, dtype: Any = np.float64) -> np.ndarray:
+    return np.zeros(shape, dtype)
+
+
+# Each loop with arguments made of a seed; those at the end are where it puts what it finds.
+LOOPS: dict[str, Callable[[int], Case]] = {
+    "survey": lambda s: (loops.survey, [
+        drawn(s, 70).view(np.int32), 32, 3, empty(3, dtype=np.int32), empty(3, dtype=np.int32),
+        empty(2, dtype=np.int32), empty(8, dtype=np.int32)]),
+    "beyond": lambda s: (loops.beyond, [
+        drawn(s, 70), 32, np.float32([-2, -1, 0]), np.float32([2, 1, 0]), -0.5, 1.25]),
+    "reached": lambda s: (loops.reached, [
+        np.sort(drawn(s, 3, 2, 4), 1), -100, empty(2, 4, dtype=np.float32), empty(4, dtype=np.int32)]),
+    "tally_some": lambda s: (loops.tally_some, [
+        drawn(s, 300), 3 * drawn(s + 1, 9), 5.0, -1.5, 1.25, empty(2, 32, dtype=np.int64)]),
+    "tally_all": lambda s: (loops.tally_all, [
+        drawn(s, 3, 300), None, np.float32([5, 4, 3]), empty(3, 32), empty(3)]),
+    "tally_all, weighted": lambda s: (loops.tally_all, [
+        drawn(s, 3, 300), drawn(s + 1, 3, 300), np.float32([5, 4, 3]), empty(3, 32), empty(3)]),
+    "averaged": lambda s: (loops.averaged, [counted(s, 40).astype(np.int64), 5, 1.1, empty(40)]),
+    "running_sums": lambda s: (loops.running_sums, [counted(s, 2, 20), -9, empty(2, 21, 3), empty(2, 2)]),
+    "hinges": lambda s: (loops.hinges, [
+        of_hinges(counted(s, 2, 20)), -9, np.abs(drawn(s, 2, 5)) + 0.1,
+        np.random.default_rng(s).integers(-3, 3, (2, 5)).astype(np.int32), -8, 7, empty(2, 5)]),
+    "running_entropies": lambda s: (loops.running_entropies, [counted(s, 2, 20), 3.0, 1.5, empty(2, 21, 3)]),
+    "divergences": lambda s: (loops.divergences, [
+        counted(s, 2, 64), entropies(counted(s, 2, 64), 3.0, 1.5), np.float32([1, 2]), 3.0, 1.5,
+        np.arange(-8.5, 8, dtype=np.float32), s % 2 == 0, np.abs(drawn(s, 2, 5)) / 5 + np.float32(0.01),
+        np.zeros((2, 5), np.int32), 3, empty(2, 5)]),
+    "stand_ins": lambda s: (loops.stand_ins, [
+        counted(s, 2, 20), np.float64([3, 0]), np.float64([0.5, 0.25]),
+        np.float32([[-2, -1], [2, 1]]), 4, empty(2, 2, 9, dtype=np.float32)]),
+    "rounded": lambda s: (rounded, [
+        drawn(s, 60), 5, np.float32([0.1, 0.2, 0.3]), np.int32([0, 3, -2]), -4, 3, s % 2 == 0,
+        empty(60, dtype=np.float32)]),
+    "rounded, one by one": lambda s: (rounded, [
+        drawn(s, 60), 1, np.float32([0.1, 0.2, 0.3]), np.int32([1] if s % 3 else [0, 3, -2]), -4, 3, s % 2 == 0,
+        empty(60, dtype=np.float32)]),
+}  # fmt: skip
+
+
+def test_every_loop_is_in_the_table() -> None:
+    found = {name for name, each in vars(loops).items() if hasattr(each, "__wrapped__")} | {"rounded"}
+    assert found == {name.partition(",")[0] for name in LOOPS}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@settings(max_examples=30, deadline=None)
+@given(seed=SEEDS)
+def test_machine_code_gives_the_numbers_of_python(name: str, seed: int) -> None:
+    (loop, fast), (_, slow) = LOOPS[name](seed), LOOPS[name](seed)
+    found, wanted = loop(*fast), loop.__wrapped__(*slow)  # type: ignore[attr-defined]
+    if wanted is not None:
+        np.testing.assert_allclose(found, wanted)
+    for one, other in zip(fast, slow, strict=True):
+        if isinstance(one, np.ndarray):
+            # Additions may be in another order, and a logarithm differ in the last bit.
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_where_nothing_can_be_kept_a_loop_is_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = numba.njit
+    asked = []
+
+    def refusing(*args: Any, cache: bool = False, **options: Any) -> Any:
+        asked.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return made(*args, **options)
+
+    monkeypatch.setattr(numba, "njit", refusing)
+    assert compiled(lambda number: number + 1)(2) == 3
+    assert asked == [True, False]
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float32, st.integers(1, 90), elements=F32), st.integers(1, 20).map(lambda n: 2 * n))
+def test_extremes_are_those_of_numpy(values: np.ndarray, block: int) -> None:
+    starts = range(0, len(values), block)
+    low, high, ends = (
+        np.empty((2, len(starts)), np.float32)[0],
+        np.empty(len(starts), np.float32),
+        np.empty(2, np.float32),
+    )
+    loops.survey(
+        values.view(np.int32),
+        block,
+        1,
+        *(each.view(np.int32) for each in (low, high, ends)),
+        np.empty(0, np.int32),
+    )
+    parts = [values[start : start + block] for start in starts]
+    assert low.tolist() == [part.min() for part in parts] and high.tolist() == [part.max() for part in parts]
+    assert ends.tolist() == [values.min(), values.max()]
+    least, largest = np.sort(values)[[len(values) // 3, 2 * len(values) // 3]]
+    found = loops.beyond(values, block, low, high, float(least), float(largest))
+    assert found.tolist() == values[(values < least) | (values > largest)].tolist()
+
+
+@pytest.mark.parametrize("count", [5000, 200_000])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("power", [-99, -3, 0, 3, 127])
+def test_a_largest_value_just_below_a_power_of_two_is_counted(count: int, sign: int, power: int) -> None:
+    """In float32 its place rounds up to the one behind the last bin."""
+    scale = np.float32(2.0**power)
+    values = torch.from_numpy(drawn(0, 1, count)).clamp_(-3, 3) * float(scale / 4)
+    values[0, 7] = float(sign * np.nextafter(scale, np.float32(0)))
+    tally = GrowingHistogram(1)
+    tally.add(values)
+    assert float(tally.count) == pytest.approx(count)
+    assert tally.counts[0, -1 if sign > 0 else 0] == 1
+
+
+def test_a_weight_just_below_a_power_of_two_has_a_range() -> None:
+    weight = torch.rand(1000, 1000, generator=torch.Generator().manual_seed(0))
+    weight[0, 0] = 1 - 2**-24
+    scale = float(fit_tensor(weight, TensorScheme("int8", "layer", objective="mse"), 0).scale)
+    assert 0.9 / 255 < scale <= 1 / 255
+
+
+@pytest.mark.parametrize("grain", ["layer", "channel", "group:3", "subchannel:4"])
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=SEEDS,
+    shape=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    axis=st.integers(0, 3),
+    asymmetric=st.booleans(),
+    reciprocal=st.booleans(),
+    wide=st.booleans(),
+)
+def test_one_pass_gives_the_bits_of_many(
+    grain: str, seed: int, shape: list[int], axis: int, asymmetric: bool, reciprocal: bool, wide: bool
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    # Long runs have a vector loop of their own, short ones in the middle are written out.
+    shape, axis = ([*shape[:-1], 40] if wide else shape), axis % len(shape)
+    whole = torch.randn(*shape[:-1], 2 * shape[-1], generator=draw)
+    whole.view(-1)[::11] = torch.tensor(float("nan"))
+    whole.view(-1)[3::13] = torch.tensor(float("-inf"))
+    whole.view(-1)[5::7] = -1e-6
+    values = whole[..., ::2]
+    kind = granularity(grain)
+    groups = kind.groups(values.shape, axis)
+    params = QParams(
+        torch.rand(groups, generator=draw) + 0.01,
+        torch.randint(-4, 4, (groups,), generator=draw, dtype=torch.int32) * asymmetric,
+        -8,
+        7,
+        reciprocal,
+    )
+    spread = params.spread(lambda number: kind.expand(number, values.shape, axis))
+    # What does not lie in one piece goes through the passes of torch.
+    many = fake_quantize_(values, *spread, params, torch.empty_like(whole)[..., ::2])
+    one = fake_quantize_(values.contiguous(), *spread, params)
+    torch.testing.assert_close(one, many, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(one.signbit(), many.signbit())
+
+
+def test_many_threads_take_the_passes_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, params = (
+        torch.randn(64, 64),
+        QParams(torch.tensor([0.1]), torch.zeros(1, dtype=torch.int32), -8, 7),
+    )
+    spread = params.spread(lambda number: number.reshape(()))
+    wanted = fake_quantize_(values, *spread, params)
+    monkeypatch.setattr(uniform, "_FEW_THREADS", 0)
+    monkeypatch.setattr(uniform, "PIECE", 64)
+    monkeypatch.setattr(uniform, "rounded", lambda *_: pytest.fail("a loop on one thread"))
+    assert torch.equal(fake_quantize_(values, *spread, params), wanted)
