@@ -687,6 +687,19 @@ class Session:
         Raises:
             SchemeError: for a format, measure, method or tensor that does not exist or does not go together.
         """
+        return self._sensitivity_steps(formats, measure, method, tensor, images, layers)
+
+    def _sensitivity_steps(
+        self,
+        formats: Sequence[str] | str | None,
+        measure: str | None,
+        method: str,
+        tensor: str,
+        images: int | None,
+        layers: Iterable[str] | None,
+        shown: bool = True,
+    ) -> Iterator[pd.DataFrame]:
+        """Those of :meth:`sensitivity_steps`; fewer where nobody looks at any but the last."""
         if method not in METHODS:
             raise SchemeError(unknown("method", method, METHODS))
         chosen = METHODS[method]
@@ -705,7 +718,7 @@ class Session:
             )
         if method == "weight" and tensor == "input":
             raise SchemeError("The method 'weight' looks at weights only; use the method output for inputs.")
-        sweep = self._sweep(formats, measure, tensor, images, layers, chosen.formats)
+        sweep = replace(self._sweep(formats, measure, tensor, images, layers, chosen.formats), shown=shown)
         if not chosen.formats and self.subject.resolver.coordinates(self.recipe):
             # What is compared differs by one layer, so its ranges are those of the whole recipe.
             whole = replace(sweep, rows=[replace(row, recipe=self.recipe) for row in sweep.rows])
@@ -757,7 +770,7 @@ class Session:
         layers: Iterable[str] | None = None,
     ) -> pd.DataFrame:
         """The table of sensitivities; see :meth:`sensitivity_steps`."""
-        steps = self.sensitivity_steps(formats, measure, method, tensor, images, layers)
+        steps = self._sensitivity_steps(formats, measure, method, tensor, images, layers, shown=False)
         return deque(steps, maxlen=1)[0]
 
     def additivity(

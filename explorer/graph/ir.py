@@ -193,10 +193,11 @@ def tensor_digest(tensor: Tensor) -> str:
     >>> tensor_digest(torch.zeros(2)) == tensor_digest(torch.zeros(2, 1))
     False
     """
-    digest = hashlib.blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=16)
+    # Processors have instructions for this one: images are named in a third of the time that BLAKE2 takes.
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     if tensor.numel():
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 def digest(*parts: str) -> str:

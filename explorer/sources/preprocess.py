@@ -129,14 +129,15 @@ class Preprocess:
                 "give (N, C, H, W), uint8 or float."
             )
         images = self._cropped(self._resized(images))
-        x = images.float()
+        # A copy, of which what follows is worked out in place: fresh memory costs more than arithmetic.
+        x = images.to(torch.float32, copy=True)
         if images.dtype == torch.uint8:
-            x = x / 255
+            x.div_(255)
         x = self._with_channels(x)
         if self.mean:
-            x = x - self._per_channel("mean", x)
+            x.sub_(self._per_channel("mean", x))
         if self.std:
-            x = x / self._per_channel("std", x)
+            x.div_(self._per_channel("std", x))
         return x
 
     def _resized(self, images: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def _exact(
         method: the name of the values.
     """
     parts: dict[int, ScoreList] = defaultdict(ScoreList)
-    base_parts, pace, fresh, seen = ScoreList(), Pace(), set[int](), 0
+    base_parts, pace, fresh, seen = ScoreList(), Pace(sweep.shown), set[int](), 0
 
     def running() -> list[int]:
         return [index for index in order if not board.decided[index]]

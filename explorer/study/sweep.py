@@ -175,6 +175,7 @@ class Sweep:
         recipe: the present recipe.
         elsewhere: who computes exact rows; None: this process.
         metric: what the network is measured by.
+        shown: somebody looks at tables before the last; if not, none of those is made.
     """
 
     engine: Engine
@@ -189,6 +190,7 @@ class Sweep:
     recipe: Recipe
     elsewhere: Elsewhere | None = None
     metric: Metric = METRICS["top1"]
+    shown: bool = True
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
@@ -251,7 +253,7 @@ class Sweep:
 
     def resolve_steps(self, method: str) -> Iterator[pd.DataFrame]:
         """Find the ranges that take the whole network, all rows'; the empty table now and then."""
-        board, pace = Board(self, method), Pace()
+        board, pace = Board(self, method), Pace(self.shown)
         for row in self.rows:
             if self.resolver.coordinates(row.recipe):
                 for _ in self.resolver.steps(row.recipe):
@@ -346,15 +348,17 @@ class Board:
 
 
 class Pace:
-    """When to show a table: so seldom that making tables takes a small share of the time.
+    """When to show a table: so seldom that making tables takes a small share of the time, or never.
 
     >>> pace = Pace()
     >>> pace.due(), pace.clocked(lambda: "table")
     (True, 'table')
+    >>> Pace(shown=False).due()
+    False
     """
 
-    def __init__(self) -> None:
-        self._next = -math.inf
+    def __init__(self, shown: bool = True) -> None:
+        self._next = -math.inf if shown else math.inf
 
     def due(self) -> bool:
         """Whether it is time for the next."""
