@@ -231,22 +231,29 @@ def averaged(counts: np.ndarray, reach: int, dispersion: float, mean: np.ndarray
 
 
 @compiled
-def hinges(
+def squared_errors(
     sums: np.ndarray,
+    moments: np.ndarray,
     first: int,
+    width: np.ndarray,
     scale: np.ndarray,
     zero_point: np.ndarray,
     qmin: int,
     qmax: int,
     found: np.ndarray,
 ) -> None:
-    """The sum, over the edges between codes, of the distances from each to the values below it, all in bins.
+    """The sum of squared errors of candidates, the values of each bin spread evenly over it.
+
+    Between neighbouring codes the squared error changes by ``2 * scale * (edge - value)``; summed over the edges
+    below a value, that takes the error of the highest code to its own.
 
     Args:
         sums: of each bin its mass, the mass below its left end and the distances from that to the values below it;
             float64 ``(groups, bins + 1, 3)``, of the last one the mass is 0.
-        first: the left end of the first bin.
-        scale: of candidates, in bins, float64 ``(groups, candidates)``.
+        moments: the sum of all values and of their squares, in bins, float64 ``(groups, 2)``.
+        first: the left end of the first bin, in bins.
+        width: of a bin, float64 ``(groups,)``.
+        scale: of candidates, float32 ``(groups, candidates)``.
         zero_point: int32, like ``scale``.
         qmin: the lowest code.
         qmax: the highest code.
@@ -254,21 +261,23 @@ def hinges(
     """
     bins = sums.shape[1] - 1
     for group in range(scale.shape[0]):
-        own = sums[group]
+        own, mass = sums[group], sums[group, bins, 1]
         for candidate in range(scale.shape[1]):
-            step, zero = scale[group, candidate], zero_point[group, candidate]
-            total = 0.0
+            step, zero = scale[group, candidate] / width[group], zero_point[group, candidate]
+            hinges = 0.0
             for code in range(qmin, qmax):
                 edge = max((code + 0.5 - zero) * step - first, 0.0)
                 place = max(int(min(edge, float(bins))), 0)
                 edge -= place
-                total += (own[place, 0] * edge * 0.5 + own[place, 1]) * edge + own[place, 2]
-            found[group, candidate] = total
+                hinges += (own[place, 0] * edge * 0.5 + own[place, 1]) * edge + own[place, 2]
+            top = (qmax - zero) * step
+            error = moments[group, 1] + top * (top * mass - 2 * moments[group, 0]) - 2 * step * hinges
+            found[group, candidate] = max(error, 0.0) * width[group] ** 2
 
 
 @compiled
 def running_sums(counts: np.ndarray, first: int, sums: np.ndarray, moments: np.ndarray) -> None:
-    """The sums of :func:`hinges`, and the sum of all values and of their squares, in bins.
+    """What :func:`squared_errors` needs of bins.
 
     Args:
         counts: float32 or float64 ``(groups, bins)``.

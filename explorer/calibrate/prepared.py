@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from explorer.calibrate.loops import divergences, hinges, running_entropies, running_sums
+from explorer.calibrate.loops import divergences, running_entropies, running_sums, squared_errors
 from explorer.calibrate.sample import Sample
 from explorer.formats import QParams, fake_quantize_
 
@@ -118,18 +118,16 @@ class Spread:
     Exact zeros are left out: every range has zero among its levels.  Sums are in units of the bins.
 
     Args:
-        width: of the bins, float64 ``(groups, 1)``.
+        width: of the bins, float64 ``(groups,)``.
         first: the left end of the first bin, in bins.
         sums: of the bins, as :func:`running_sums` makes them.
-        value: the sum of all values, ``(groups, 1)``.
-        square: the sum of their squares.
+        moments: the sums of all values and of their squares.
     """
 
     width: np.ndarray
     first: int
     sums: np.ndarray
-    value: np.ndarray
-    square: np.ndarray
+    moments: np.ndarray
 
     @classmethod
     def of(cls, sample: Sample) -> Spread:
@@ -138,22 +136,16 @@ class Spread:
         counts = np.ascontiguousarray(sample.weights.numpy()[:, :-1])
         sums, moments = np.empty((len(counts), counts.shape[1] + 1, 3)), np.empty((len(counts), 2))
         running_sums(counts, sample.bins.first, sums, moments)
-        return cls(
-            sample.bins.width.numpy()[:, None], sample.bins.first, sums, moments[:, :1], moments[:, 1:]
-        )
+        return cls(sample.bins.width.numpy(), sample.bins.first, sums, moments)
 
     def squared_error(self, params: QParams) -> Tensor:
-        """The sum of squared errors of each candidate, float64 ``(groups, candidates)``.
-
-        Between neighbouring codes the squared error changes by ``2 * scale * (edge - value)``; summed over
-        the edges below a value, that takes the error of the highest code to its own.
-        """
-        zero, scale = _rows(params.zero_point), params.scale.numpy() / self.width
-        below = np.empty_like(scale)
-        hinges(self.sums, self.first, scale, zero, params.qmin, params.qmax, below)
-        top = (params.qmax - zero) * scale
-        error = self.square + top * (top * self.sums[:, -1, 1:2] - 2 * self.value) - 2 * scale * below
-        return torch.from_numpy(np.maximum(error, 0) * self.width**2)
+        """The sum of squared errors of each candidate, float64 ``(groups, candidates)``."""
+        scale, zero = _rows(params.scale), _rows(params.zero_point)
+        found = np.empty(scale.shape)
+        squared_errors(
+            self.sums, self.moments, self.first, self.width, scale, zero, params.qmin, params.qmax, found
+        )
+        return torch.from_numpy(found)
 
 
 @dataclass(frozen=True, eq=False)

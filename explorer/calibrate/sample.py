@@ -330,7 +330,7 @@ class GrowingHistogram:
     @property
     def width(self) -> Tensor:
         """The width of a bin of each group, real units, float64 ``(groups,)``."""
-        return torch.exp2((self.exponent + 1).double()) / self.bins
+        return torch.from_numpy(np.ldexp(1.0, self.exponent.numpy() + 1) / self.bins)
 
     def _grow(self, exponent: Tensor) -> None:
         """Double the range of each group until it reaches ``2**exponent``."""
@@ -414,7 +414,7 @@ class GrowingHistogram:
         self._reach(self._ranges)
         rows = zip(self._runs, self._counts.numpy(), self.width.tolist(), strict=True)
         zeros, smooth = zip(*[run.count(counts, width) for run, counts, width in rows], strict=True)
-        self._zeros += torch.tensor(zeros, dtype=torch.float64)
+        self._zeros.numpy()[:] += zeros
         self._smooth &= all(smooth)
         self._runs = []
 

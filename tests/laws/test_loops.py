@@ -44,10 +44,10 @@ def entropies(counts: np.ndarray, each: float, noise: float) -> np.ndarray:
     return sums
 
 
-def of_hinges(counts: np.ndarray) -> np.ndarray:
-    sums = np.empty((len(counts), counts.shape[1] + 1, 3))
-    loops.running_sums(counts, -9, sums, np.empty((len(counts), 2)))
-    return sums
+def of_bins(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    sums, moments = np.empty((len(counts), counts.shape[1] + 1, 3)), np.empty((len(counts), 2))
+    loops.running_sums(counts, -9, sums, moments)
+    return sums, moments
 
 
 def empty(*shape: int, dtype: Any = np.float64) -> np.ndarray:
@@ -71,8 +71,8 @@ LOOPS: dict[str, Callable[[int], Case]] = {
         drawn(s, 3, 300), drawn(s + 1, 3, 300), np.float32([5, 4, 3]), empty(3, 32), empty(3)]),
     "averaged": lambda s: (loops.averaged, [counted(s, 40).astype(np.int64), 5, 1.1, empty(40)]),
     "running_sums": lambda s: (loops.running_sums, [counted(s, 2, 20), -9, empty(2, 21, 3), empty(2, 2)]),
-    "hinges": lambda s: (loops.hinges, [
-        of_hinges(counted(s, 2, 20)), -9, np.abs(drawn(s, 2, 5)) + 0.1,
+    "squared_errors": lambda s: (loops.squared_errors, [
+        *of_bins(counted(s, 2, 20)), -9, np.float64([0.5, 0.25]), np.abs(drawn(s, 2, 5)) + np.float32(0.1),
         np.random.default_rng(s).integers(-3, 3, (2, 5)).astype(np.int32), -8, 7, empty(2, 5)]),
     "running_entropies": lambda s: (loops.running_entropies, [counted(s, 2, 20), 3.0, 1.5, empty(2, 21, 3)]),
     "divergences": lambda s: (loops.divergences, [
