@@ -23,7 +23,7 @@ from explorer.calibrate.fit import params_of
 from explorer.calibrate.rules import Objective, Range
 from explorer.calibrate.sample import Sample
 from explorer.calibrate.search import MSE
-from explorer.formats import CodebookFormat, Granularity, Grid, QParams, extent, fake_quantize_
+from explorer.formats import CodebookFormat, Granularity, Grid, QParams, fake_quantize_
 from explorer.formats.granularity import Channel, Group, SubChannel
 
 # Both ends shrink together through so many shares of the full range; so wide steps one end takes alone.
@@ -126,8 +126,7 @@ class OutputOfWeight(Objective):
         return "output"
 
     def __call__(self, sample: Sample, grid: Grid) -> Range:
-        if grid.widest is None:
-            grid = replace(grid, widest=extent(sample.minimum, sample.maximum))
+        grid = grid.spanning(sample.minimum, sample.maximum)
         search = _Search(self, sample, grid)
         search.start([(sample.minimum, sample.maximum), MSE()(sample, grid)])
         for _ in range(_ROUNDS if search.blocks > 1 else 1):

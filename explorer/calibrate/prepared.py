@@ -75,11 +75,6 @@ class Plain:
         """How many candidates are worked out in one pass."""
         return len(self.buffer)
 
-    @property
-    def points(self) -> int:
-        """How many values a group has."""
-        return self.values.shape[self.axis]
-
     def _raised(self, error: Tensor) -> Tensor:
         """Errors, in place, to the power that counts."""
         return error.square_() if self.exponent == 2 else error.abs_().pow_(self.exponent)

@@ -455,8 +455,8 @@ class GrowingHistogram:
         return Sample(
             torch.from_numpy(points[0]),
             torch.from_numpy(points[1]),
-            self.minimum,
-            self.maximum,
+            torch.from_numpy(extremes[0]),
+            torch.from_numpy(extremes[1]),
             torch.from_numpy(np.stack(self._ranges)),
             Bins(width, start - half),
             self.share,

@@ -7,7 +7,7 @@ the sample.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from explorer.calibrate.prepared import Counted, Plain, Prepared, Spread
 from explorer.calibrate.rules import Objective, Range
 from explorer.calibrate.sample import FEWEST_SAMPLED, Sample
-from explorer.formats import Grid, LevelFormat, Parameter, QParams, extent, spelled
+from explorer.formats import Grid, LevelFormat, Parameter, QParams, spelled
 
 # How many numbers a step of a search may hold at a time: 2 MiB of float32, some ten arrays of that size.
 _CHUNK = 1 << 19
@@ -77,8 +77,7 @@ class Search(Objective):
 
     def __call__(self, sample: Sample, grid: Grid) -> Range:
         # Some groups after the other: what a search holds does not grow with the tensor.
-        if grid.widest is None and grid.asks_widest:
-            grid = replace(grid, widest=extent(sample.minimum, sample.maximum))
+        grid = grid.spanning(sample.minimum, sample.maximum)
         rows = max(1, _CHUNK // self.size(sample))
         found = [self._search(self.condensed(part, grid), grid) for part in sample.split(rows)]
         if len(found) == 1:
@@ -275,8 +274,7 @@ class KL(Search):
         # Padding gives a short block no finer histogram than it has by itself.
         points = (sample.weights > 0).sum(1)
         finest = torch.tensor([self.resolution(n) for n in range(sample.values.shape[1] + 1)])[points]
-        if grid.widest is None and grid.asks_widest:
-            grid = replace(grid, widest=extent(sample.minimum, sample.maximum))
+        grid = grid.spanning(sample.minimum, sample.maximum)
         low, high = torch.empty_like(sample.minimum), torch.empty_like(sample.maximum)
         for bins in finest.unique():
             rows = finest == bins

@@ -34,7 +34,6 @@ from explorer.formats.uniform import (
     convention,
     decode,
     encode,
-    extent,
     fake_quantize_,
 )
 
@@ -66,7 +65,6 @@ __all__ = [
     "decode",
     "encode",
     "entry_named",
-    "extent",
     "fake_quantize_",
     "family",
     "format_named",

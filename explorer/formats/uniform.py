@@ -123,10 +123,10 @@ class Grid:
         positive = self.symmetric and self.convention.unsigned and not signed and bool((minimum >= 0).all())
         return replace(grid, positive=positive)
 
-    @property
-    def asks_widest(self) -> bool:
-        """Whether the parameters of a group depend on the extent of the widest one."""
-        return bool(self.scale.shared_bits or self.convention.group_floor[1])
+    def spanning(self, minimum: Tensor, maximum: Tensor) -> Grid:
+        """The grid that knows how far the groups reach, (groups,) each, where parameters depend on the widest."""
+        asked = self.scale.shared_bits or self.convention.group_floor[1]
+        return replace(self, widest=extent(minimum, maximum)) if asked and self.widest is None else self
 
     @property
     def codes(self) -> tuple[int, int]:

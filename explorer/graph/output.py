@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from explorer.calibrate import MSE, Objective, Sample
 from explorer.calibrate.fit import params_of
 from explorer.calibrate.output import candidates, share_of
 from explorer.calibrate.rules import Range
-from explorer.formats import Grid, extent
+from explorer.formats import Grid
 from explorer.graph.engine import Batch, Engine, Plan, call_with
 from explorer.graph.fakequant import quantize_activation
 from explorer.graph.ir import Graph, Layer
@@ -53,8 +53,7 @@ class OutputOfInput(Objective):
         return "output"
 
     def __call__(self, sample: Sample, grid: Grid) -> Range:
-        if grid.widest is None:
-            grid = replace(grid, widest=extent(sample.minimum, sample.maximum))
+        grid = grid.spanning(sample.minimum, sample.maximum)
         plain = [self._result(values, None, grid) for values in self.batches]
         extremes = sample.minimum, sample.maximum
         low_end, high_end = full = extremes[0].clamp(max=0.0), extremes[1].clamp(min=0.0)

@@ -14,7 +14,7 @@ from explorer.calibrate.prepared import Plain
 from explorer.calibrate.rules import ELEMENTS
 from explorer.calibrate.search import PowerSum, Search
 from explorer.errors import SchemeError
-from explorer.formats import Grid, extent, spelled
+from explorer.formats import Grid, spelled
 from explorer.recipe import TensorScheme
 from explorer.study.grouped import Grouped
 from explorer.study.metrics import ErrorSums
@@ -132,9 +132,7 @@ def curve_steps(found: Grouped, shares: np.ndarray = SHARES) -> Iterator[Curves]
             f"The {found.tensor} of {found.layer!r} {why}, so no objective chooses one; "
             "choose an integer format and mode: static."
         )
-    grid = scheme.grid.settle(sample.minimum)
-    if grid.widest is None:
-        grid = replace(grid, widest=extent(sample.minimum, sample.maximum))
+    grid = scheme.grid.settle(sample.minimum).spanning(sample.minimum, sample.maximum)
     full = sample.minimum.clamp(max=0.0), sample.maximum.clamp(min=0.0)
     names = usual_objectives(scheme.objective)
     names.sort(key=lambda name: name != scheme.objective)

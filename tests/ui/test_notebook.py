@@ -88,8 +88,8 @@ def run(page: Any, number: int) -> Any:
 def press(page: Any, cell: Any) -> None:
     """Click a cell of the list, again where the browser has made no click of it.
 
-    A row that is drawn anew between press and release gets none: that is the browser's.  A click that the page has
-    got and does not answer is ours, and is not made up for.
+    It rarely makes none while a cell runs; a row that is drawn anew between press and release may be why, which nobody
+    has seen yet.  A click that the page has got and does not answer is not made up for.
     """
     page.evaluate(
         """() => {
