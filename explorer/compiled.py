@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, wraps
+from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeVar
+from zlib import crc32
 
+import numpy as np
+
+# Which of both a number is decides in how many digits a loop goes on with it.
+Real = float | np.float32
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
@@ -13,7 +20,7 @@ def compiled(loop: Loop) -> Loop:
     """A loop as machine code, which is made at the first call and kept beside other compiled files.
 
     Where no folder can be written to, it is made anew in each process.  The loop lets go of the interpreter's lock.
-    Python runs it as it stands, too (``__wrapped__``), and gives the same numbers.
+    It may call others.  Python runs it as it stands, too (``__wrapped__``), and gives the same numbers.
 
     >>> @compiled
     ... def total(numbers):
@@ -31,14 +38,29 @@ def compiled(loop: Loop) -> Loop:
         # A fifth of a second that neither the page nor a command that needs no loop has to wait for.
         import numba
 
+        named: dict[str, Any] = {name: loop.__globals__.get(name) for name in loop.__code__.co_names}
+        called = {name: each for name, each in named.items() if hasattr(each, "made")}
+        others = {name: each.made() for name, each in called.items()}
+        plain = FunctionType(loop.__code__, {**loop.__globals__, **others}, loop.__name__)
+        # What is kept is known by this name: it changes with what is called, which numba does not look at.
+        plain.__qualname__ = (
+            f"{loop.__name__}_{_mark(loop, *[each.__wrapped__ for each in called.values()]):08x}"
+        )
         # Division by zero gives what it gives in NumPy; asking each time would keep loops from being vectorised.
         try:
-            return numba.njit(nogil=True, error_model="numpy", cache=True)(loop)
+            return numba.njit(nogil=True, error_model="numpy", cache=True)(plain)
         except RuntimeError:
-            return numba.njit(nogil=True, error_model="numpy")(loop)
+            return numba.njit(nogil=True, error_model="numpy")(plain)
 
     @wraps(loop)
     def call(*arguments: Any) -> Any:
         return made()(*arguments)
 
+    call.made = made  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
+
+
+def _mark(*loops: Callable[..., Any]) -> int:
+    """A number that stands for the text of the files of some loops, and of this one."""
+    files = {__file__, *[loop.__code__.co_filename for loop in loops]}
+    return crc32(b"".join([Path(file).read_bytes() for file in sorted(files) if Path(file).is_file()]))

@@ -9,7 +9,8 @@ import math
 
 import numpy as np
 
-from explorer.compiled import compiled
+from explorer.compiled import Real, compiled
+from explorer.formats.loops import affine
 
 
 @compiled
@@ -57,30 +58,11 @@ def survey(
 
 
 @compiled
-def beyond(
-    values: np.ndarray, block: int, lows: np.ndarray, highs: np.ndarray, least: float, largest: float
-) -> np.ndarray:
-    """The values below ``least`` or above ``largest``, float32.
-
-    Args:
-        values: float32 ``(size,)``.
-        block: how many values a block has.
-        lows: the least value of each block, float32 ``(blocks,)``.
-        highs: the largest.
-        least: as a float32.
-        largest: as a float32.
-    """
-    far = 0
-    for index in range(len(lows)):
-        far += lows[index] < least or highs[index] > largest
-    found, count = np.empty(far * block, np.float32), 0
-    for index in range(len(lows)):
-        if lows[index] < least or highs[index] > largest:
-            for i in range(index * block, min(index * block + block, len(values))):
-                if values[i] < least or values[i] > largest:
-                    found[count] = values[i]
-                    count += 1
-    return found[:count]
+def power_above(low: Real, high: Real, least: int) -> int:
+    """The lowest power of two that numbers from ``low`` to ``high`` stay below, from ``least`` to 128: its exponent."""
+    # |x| = mantissa * 2**exponent with mantissa in [0.5, 1).  Zero asks for no range at all.
+    absmax = max(-low, high)
+    return max(min(math.frexp(absmax)[1], 128), least) if absmax > 0 else least
 
 
 @compiled
@@ -98,59 +80,164 @@ def reached(ranges: np.ndarray, least: int, extremes: np.ndarray, exponents: np.
         for batch in range(ranges.shape[0]):
             low, high = min(low, ranges[batch, 0, group]), max(high, ranges[batch, 1, group])
         extremes[0, group], extremes[1, group] = low, high
-        # |x| = mantissa * 2**exponent with mantissa in [0.5, 1).  Zero asks for no range at all.
-        absmax = max(-low, high)
-        exponent = least
-        if absmax > 0:
-            exponent = math.frexp(absmax)[1]
-        exponents[group] = max(min(exponent, 128), least)
+        exponents[group] = power_above(low, high, least)
+
+
+@compiled
+def widen(counts: np.ndarray, bins: int, times: int) -> None:
+    """Join neighbouring bins, so that a range that is even about zero doubles, some times over.
+
+    Args:
+        counts: ``(rows, bins or more)``, changed in place.
+        bins: how many of each row are bins, a multiple of 4.
+        times: how often.
+    """
+    joined = np.empty(bins // 2, counts.dtype)
+    for row in range(len(counts)):
+        for _ in range(times):
+            held = False
+            for i in range(bins // 2):
+                joined[i] = counts[row, 2 * i] + counts[row, 2 * i + 1]
+                held |= joined[i] != 0
+            if not held:
+                break
+            for i in range(bins):
+                counts[row, i] = 0
+            for i in range(bins // 2):
+                counts[row, bins // 4 + i] = joined[i]
+
+
+@compiled
+def furthest(values: np.ndarray, step: int, place: int, sign: int) -> Real:
+    """Of each ``step``-th value the largest but ``place`` others, or the least one where ``sign`` is -1."""
+    kept = np.full(place + 1, -np.inf, np.float32)
+    for i in range(0, len(values), step):
+        value = sign * values[i]
+        if value > kept[place]:
+            at = place
+            while at > 0 and kept[at - 1] < value:
+                kept[at] = kept[at - 1]
+                at -= 1
+            kept[at] = value
+    return sign * kept[place]
 
 
 @compiled
 def tally_some(
-    some: np.ndarray, ends: np.ndarray, inverse: float, least: float, largest: float, found: np.ndarray
-) -> tuple[int, int]:
-    """Count values in the bins of a growing histogram, those of a sample and those at the ends.
+    some: np.ndarray,
+    values: np.ndarray,
+    block: int,
+    lows: np.ndarray,
+    highs: np.ndarray,
+    shown: int,
+    few: int,
+    least: int,
+    middle: np.ndarray,
+    state: np.ndarray,
+    found: np.ndarray,
+) -> int:
+    """Count a batch in the bins of a growing histogram: of the middle the values of a sample, at the ends all.
 
     A value lies in the bin ``value * inverse + bins / 2``, worked out in float32: an edge may be off by less than a
     thousandth of a bin.  Zeros are not counted in bins.
 
     Args:
-        some: a sample of values, float32; of it those from ``least`` to ``largest`` are counted.
-        ends: the values beyond, float32, each of which is counted.
-        inverse: how many bins a real one is, as a float32.
-        least: where the middle begins, as a float32.
-        largest: where it ends, as a float32.
-        found: where the counts of both are put, int64 ``(2, bins)``.
+        some: a sample of the values, float32.
+        values: all values, float32 ``(size,)``.
+        block: how many of them a block has.
+        lows: the least value of each block, float32 ``(blocks,)``.
+        highs: the largest.
+        shown: one of so many blocks shows where the middle lies.
+        few: so many of those may lie beyond it at each end.
+        least: the lowest exponent of a range.
+        middle: where the middle begins and ends, float32 ``(2,)``, NaN before the first batch.
+        state: int64 ``(4,)``: the exponent of the range; how many zeros the middle of the samples held, and how many
+            the ends; how many values lay there.
+        found: the counts of the middle and of the ends, int64 ``(2, bins + 8)``, to which these are added; behind the
+            bins is room for what none of them gets.
 
     Returns:
-        how many zeros the middle of the sample held, and how many the ends.
+        how many values were looked at.
     """
-    bins = found.shape[1]
+    bins = found.shape[1] - 8
+    low, high = lows[0], highs[0]
+    for index in range(len(lows)):
+        low, high = min(low, lows[index]), max(high, highs[index])
+    exponent = power_above(low, high, least)
+    if exponent > state[0]:
+        widen(found, bins, exponent - state[0])
+        state[0] = exponent
+    if np.isnan(middle[0]):
+        whole = len(values) // block
+        middle[0], middle[1] = furthest(lows[:whole], shown, few, -1), furthest(highs[:whole], shown, few, 1)
+    factor = np.float32(bins / math.ldexp(1.0, int(state[0]) + 1))
     half, top, nothing = np.float32(bins // 2), np.float32(bins - 1), np.float32(0)
-    factor, low, high = np.float32(inverse), np.float32(least), np.float32(largest)
-    zeros = np.zeros(2, np.int64)
-    # Behind the bins is room for what none of them gets; in one place each count would wait for the one before.
-    places, counts = np.empty(256, np.int32), np.empty(bins + 8, np.int64)
-    for side in range(2):
-        for i in range(len(counts)):
-            counts[i] = 0
-        values, none = (some, 0) if side == 0 else (ends, 0)
-        for start in range(0, len(values), len(places)):
-            part = values[start : min(start + len(places), len(values))]
-            # Places first, several at a time in one instruction; then the counts, which go one by one.
-            for i in range(len(part)):
-                value = part[i]
-                inside = side == 1 or low <= value <= high
-                place = max(nothing, min(top, value * factor + half))
-                places[i] = np.int32(place) if inside and value != 0 else np.int32(bins + (i & 7))
-                none += inside and value == 0
-            for i in range(len(part)):
-                counts[np.uint32(places[i])] += 1
-        for i in range(bins):
-            found[side, i] = counts[i]
-        zeros[side] = none
-    return zeros[0], zeros[1]
+    # In one place behind the bins each count would wait for the one before.
+    places, inner, outer = np.empty(256, np.int32), found[0], found[1]
+    low, high = middle[0], middle[1]
+    zeros = none = far = 0
+    for start in range(0, len(some), len(places)):
+        part = some[start : min(start + len(places), len(some))]
+        # Places first, several at a time in one instruction; then the counts, which go one by one.
+        for i in range(len(part)):
+            value = part[i]
+            inside = low <= value <= high
+            place = max(nothing, min(top, value * factor + half))
+            places[i] = np.int32(place) if inside and value != 0 else np.int32(bins + (i & 7))
+            zeros += inside and value == 0
+        for i in range(len(part)):
+            inner[np.uint32(places[i])] += 1
+    for index in range(len(lows)):
+        if lows[index] < low or highs[index] > high:
+            for i in range(index * block, min(index * block + block, len(values))):
+                value = values[i]
+                if value < low or value > high:
+                    far += 1
+                    if value == 0:
+                        none += 1
+                    else:
+                        outer[np.uint32(max(nothing, min(top, value * factor + half)))] += 1
+    state[1] += zeros
+    state[2] += none
+    state[3] += far
+    return len(some) + far
+
+
+@compiled
+def look(
+    values: np.ndarray,
+    block: int,
+    step: int,
+    wanted: int,
+    shown: int,
+    few: int,
+    least: int,
+    middle: np.ndarray,
+    state: np.ndarray,
+    found: np.ndarray,
+    ends: np.ndarray,
+) -> int:
+    """:func:`survey` and :func:`tally_some` of a batch.
+
+    Args:
+        values: float32 ``(size,)``.
+        block: how many of them a block has.
+        step: of so many pairs of neighbours one is taken.
+        wanted: how many are.
+        shown, few, least, middle, state, found: as there.
+        ends: where the least and the largest value are put, float32 ``(2,)``.
+
+    Returns:
+        how many values were looked at.
+    """
+    blocks = (len(values) + block - 1) // block
+    lows, highs = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
+    some = np.empty(2 * wanted, np.float32)
+    survey(
+        values.view(np.int32), block, step, lows.view(np.int32), highs.view(np.int32), ends.view(np.int32),
+        some.view(np.int32),
+    )  # fmt: skip
+    return tally_some(some, values, block, lows, highs, shown, few, least, middle, state, found)
 
 
 @compiled
@@ -194,40 +281,91 @@ def tally_all(
 
 
 @compiled
-def averaged(counts: np.ndarray, reach: int, dispersion: float, mean: np.ndarray) -> bool:
-    """Counts of bins averaged over ``reach`` neighbours to each side, unless they differ by more than chance.
+def settled(
+    found: np.ndarray, first: int, last: int, whole: Real, zeros: int, reach: int, dispersion: Real,
+    counts: np.ndarray,
+) -> bool:  # fmt: skip
+    """Add counts of a sample to those of all values, as often as they stand for others.
+
+    The steps of a quantizer resolve what chance did to a bin, and a search would find the steps that suit it; so each
+    bin gets the average over ``reach`` neighbours to each side, unless the counts differ by more than chance.
 
     Args:
-        counts: int64 ``(bins,)``.
-        reach: to each side, less than there are bins.
+        found: the counts of the middle and of the ends, int64 ``(2, bins or more)``; the ends count once.
+        first: the first bin of the middle.
+        last: the last one.
+        whole: how many values the middle has in all.
+        zeros: how many zeros the sample of the middle held, which no bin has.
+        reach: to each side.
         dispersion: the largest index of dispersion of counts that differ by chance.
-        mean: float64 ``(bins,)``, where the averages are put; their sum is that of the counts.
+        counts: float64 ``(bins,)``.
 
     Returns:
         whether the counts differ by no more than chance.
     """
-    bins = len(counts)
-    inside = total = 0
+    # A value that lies on an edge may have been counted on its other side.
+    while first > 0 and found[0, first - 1]:
+        first -= 1
+    while last + 1 < len(counts) and found[0, last + 1]:
+        last += 1
+    middle = found[0, first : last + 1]
+    bins, total = len(middle), 0
     for i in range(bins):
-        total += counts[i]
-        if i < reach:
-            inside += counts[i]
+        total += middle[i]
+    reach = min(reach, bins - 1)
+    inside = filled = 0
+    for i in range(reach):
+        inside += middle[i]
+    mean = np.empty(bins)
     even = deviation = 0.0
-    filled = 0
     for i in range(bins):
         if i + reach < bins:
-            inside += counts[i + reach]
+            inside += middle[i + reach]
         if i > reach:
-            inside -= counts[i - reach - 1]
+            inside -= middle[i - reach - 1]
         mean[i] = inside / (min(i + reach, bins - 1) - max(i - reach, 0) + 1)
         if inside:
             filled += 1
             even += mean[i]
-            deviation += (counts[i] - mean[i]) ** 2 / mean[i]
-    factor = total / max(even, 1e-9)
+            deviation += (middle[i] - mean[i]) ** 2 / mean[i]
+    smooth, scale = bool(deviation <= dispersion * filled), whole / max(total + zeros, 1)
+    # Averages near an end do not add up to what was counted.
+    factor = scale * total / max(even, 1e-9)
     for i in range(bins):
-        mean[i] *= factor
-    return deviation <= dispersion * filled
+        counts[first + i] += mean[i] * factor if smooth else middle[i] * scale
+    for i in range(len(counts)):
+        counts[i] += found[1, i]
+    return smooth
+
+
+@compiled
+def squared_error(
+    sums: np.ndarray, moments: np.ndarray, first: int, step: Real, zero_point: int, qmin: int, qmax: int
+) -> float:
+    """The sum of squared errors of a candidate, the values of each bin spread evenly over it, in units of the bins.
+
+    Between neighbouring codes the squared error changes by ``2 * scale * (edge - value)``; summed over the edges
+    below a value, that takes the error of the highest code to its own.
+
+    Args:
+        sums: of each bin its mass, the mass below its left end and the distances from that to the values below it;
+            float64 ``(bins + 1, 3)``, of the last one the mass is 0.
+        moments: the sum of all values and of their squares, in bins, float64 ``(2,)``.
+        first: the left end of the first bin, in bins.
+        step: the scale, in bins.
+        zero_point: the code of zero.
+        qmin: the lowest code.
+        qmax: the highest code.
+    """
+    bins = len(sums) - 1
+    hinges = 0.0
+    for code in range(qmin, qmax):
+        edge = max((code + 0.5 - zero_point) * step - first, 0.0)
+        place = max(int(min(edge, float(bins))), 0)
+        edge -= place
+        hinges += (sums[place, 0] * edge * 0.5 + sums[place, 1]) * edge + sums[place, 2]
+    top = (qmax - zero_point) * step
+    return max(moments[1] + top * (top * sums[bins, 1] - 2 * moments[0]) - 2 * step * hinges, 0.0)
 
 
 @compiled
@@ -242,15 +380,11 @@ def squared_errors(
     qmax: int,
     found: np.ndarray,
 ) -> None:
-    """The sum of squared errors of candidates, the values of each bin spread evenly over it.
-
-    Between neighbouring codes the squared error changes by ``2 * scale * (edge - value)``; summed over the edges
-    below a value, that takes the error of the highest code to its own.
+    """:func:`squared_error` of candidates, in real units.
 
     Args:
-        sums: of each bin its mass, the mass below its left end and the distances from that to the values below it;
-            float64 ``(groups, bins + 1, 3)``, of the last one the mass is 0.
-        moments: the sum of all values and of their squares, in bins, float64 ``(groups, 2)``.
+        sums: float64 ``(groups, bins + 1, 3)``.
+        moments: float64 ``(groups, 2)``.
         first: the left end of the first bin, in bins.
         width: of a bin, float64 ``(groups,)``.
         scale: of candidates, float32 ``(groups, candidates)``.
@@ -259,25 +393,16 @@ def squared_errors(
         qmax: the highest code.
         found: float64, like ``scale``, where the sums are put.
     """
-    bins = sums.shape[1] - 1
     for group in range(scale.shape[0]):
-        own, mass = sums[group], sums[group, bins, 1]
         for candidate in range(scale.shape[1]):
             step, zero = scale[group, candidate] / width[group], zero_point[group, candidate]
-            hinges = 0.0
-            for code in range(qmin, qmax):
-                edge = max((code + 0.5 - zero) * step - first, 0.0)
-                place = max(int(min(edge, float(bins))), 0)
-                edge -= place
-                hinges += (own[place, 0] * edge * 0.5 + own[place, 1]) * edge + own[place, 2]
-            top = (qmax - zero) * step
-            error = moments[group, 1] + top * (top * mass - 2 * moments[group, 0]) - 2 * step * hinges
-            found[group, candidate] = max(error, 0.0) * width[group] ** 2
+            error = squared_error(sums[group], moments[group], first, step, zero, qmin, qmax)
+            found[group, candidate] = error * width[group] ** 2
 
 
 @compiled
 def running_sums(counts: np.ndarray, first: int, sums: np.ndarray, moments: np.ndarray) -> None:
-    """What :func:`squared_errors` needs of bins.
+    """What :func:`squared_error` needs of bins.
 
     Args:
         counts: float32 or float64 ``(groups, bins)``.
@@ -301,7 +426,7 @@ def running_sums(counts: np.ndarray, first: int, sums: np.ndarray, moments: np.n
 
 
 @compiled
-def running_entropies(counts: np.ndarray, each: float, noise: float, sums: np.ndarray) -> None:
+def running_entropies(counts: np.ndarray, each: Real, noise: Real, sums: np.ndarray) -> None:
     """Running sums of counts, of the bins that are not empty, and of ``count * log(count)``.
 
     Half the variance of a count over the count is what its entropy is too much; it is taken off where the count is
@@ -331,12 +456,101 @@ def running_entropies(counts: np.ndarray, each: float, noise: float, sums: np.nd
 
 
 @compiled
+def divergence(
+    count: np.ndarray,
+    own: np.ndarray,
+    reach: Real,
+    each: Real,
+    noise: Real,
+    edges: np.ndarray,
+    even: bool,
+    step: Real,
+    zero: Real,
+    least: int,
+) -> float:
+    """The divergence from a histogram to that of a candidate, infinity where its range keeps too few bins.
+
+    Args:
+        count: of bins from ``-reach`` to ``reach``, float64 ``(bins,)``.
+        own: its sums, those of :func:`running_entropies`, float64 ``(bins + 1, 3)``.
+        reach: as a float32.
+        each: how many values one that was looked at stands for.
+        noise: the variance of a count, in counts.
+        edges: between the codes where the scale is 1 and the zero point 0, float32 ``(codes + 1,)``.
+        even: that the edges lie 1 apart.
+        step: the scale, as a float32.
+        zero: the zero point, as a float32.
+        least: how many bins a range has to keep.
+    """
+    bins, codes, bias = len(count), len(edges) - 1, (noise - 1) / 2
+    half, one, middle = np.float32(bins / 2), np.float32(1), np.float32(0.5)
+    total = own[bins, 0]
+
+    # The first bin whose middle is not below the edge; the outermost edges first.
+    edge = np.ceil(((edges[0] - zero) * step / reach + one) * half - middle)
+    first = max(int(min(edge, np.float32(bins))), 0)
+    edge = np.ceil(((edges[codes] - zero) * step / reach + one) * half - middle)
+    last = max(int(min(edge, np.float32(bins))), 0)
+    if last - first < least:
+        return np.inf
+    inside = max(own[last, 0] - own[first, 0], 1e-30)
+    reference = own[last, 2] - own[first, 2]
+    cross = reference - (inside * math.log(inside))
+    below, above = count[first] / inside, count[last - 1] / inside
+    if not even or step * bins > 2 * reach:
+        # Steps are wider than bins.  Of even ones those beyond all bins hold nothing.
+        start, stop = 0, codes
+        if even:
+            start = int(min(max(zero - edges[0] - reach / step - 2, 0.0), float(codes)))
+            stop = int(min(max(zero - edges[0] + reach / step + 3, 0.0), float(codes)))
+        cross, left, mass, filled = 0.0, first, own[first, 0], own[first, 1]
+        for code in range(start, stop):
+            right = last
+            if code + 1 < codes:
+                edge = np.ceil(((edges[code + 1] - zero) * step / reach + one) * half - middle)
+                right = max(int(min(edge, np.float32(bins))), 0)
+            if right == left:
+                continue
+            level = own[right, 0] - mass
+            spread = max(own[right, 1] - filled, 1.0) * inside
+            mass, filled = own[right, 0], own[right, 1]
+            if level > 0:
+                cross += level * math.log(level / spread)
+                if level >= each:
+                    cross -= bias
+            if left == first:
+                below = level / spread
+            if right == last:
+                above = level / spread
+            left = right
+
+    # What is clipped is added to the outermost bins.  One that held nothing before has candidate mass 0;
+    # a floor keeps the divergence finite.
+    gained = 0.0
+    for side in range(2):
+        held = count[first] if side == 0 else count[last - 1]
+        clipped = own[first, 0] if side == 0 else total - own[last, 0]
+        share = max((below if side == 0 else above) if held > 0 else 0.0, 1e-6)
+        if held + clipped > 0:
+            gained += (held + clipped) * math.log(held + clipped)
+            if held + clipped >= each:
+                gained -= bias
+        if held > 0:
+            gained -= held * math.log(held)
+            if held >= each:
+                gained += bias
+        if clipped > 0:
+            gained -= clipped * math.log(share)
+    return (reference - cross + gained) / total - math.log(total)
+
+
+@compiled
 def divergences(
     counts: np.ndarray,
     sums: np.ndarray,
     absmax: np.ndarray,
-    each: float,
-    noise: float,
+    each: Real,
+    noise: Real,
     edges: np.ndarray,
     even: bool,
     scale: np.ndarray,
@@ -344,86 +558,122 @@ def divergences(
     least: int,
     found: np.ndarray,
 ) -> None:
-    """The divergence from a histogram to that of each candidate, infinity where a range keeps too few bins.
+    """:func:`divergence` of candidates.
 
     Args:
-        counts: of bins from ``-absmax`` to ``absmax``, float64 ``(groups, bins)``.
-        sums: those of :func:`running_entropies`.
+        counts: float64 ``(groups, bins)``.
+        sums: float64 ``(groups, bins + 1, 3)``.
         absmax: float32 ``(groups,)``.
-        each: how many values one that was looked at stands for.
-        noise: the variance of a count, in counts.
-        edges: between the codes where the scale is 1 and the zero point 0, float32 ``(codes + 1,)``.
-        even: that the edges lie 1 apart.
+        each, noise, edges, even, least: as there.
         scale: of candidates, float32 ``(groups, candidates)``.
         zero_point: int32, like ``scale``.
-        least: how many bins a range has to keep.
         found: float64, like ``scale``, where the divergences are put.
     """
-    bins, codes, bias = counts.shape[1], len(edges) - 1, (noise - 1) / 2
-    half, one, middle = np.float32(bins / 2), np.float32(1), np.float32(0.5)
     for group in range(scale.shape[0]):
-        own, count, reach = sums[group], counts[group], absmax[group]
-        total = own[bins, 0]
         for candidate in range(scale.shape[1]):
-            step, zero = scale[group, candidate], np.float32(zero_point[group, candidate])
+            found[group, candidate] = divergence(
+                counts[group], sums[group], absmax[group], each, noise, edges, even, scale[group, candidate],
+                np.float32(zero_point[group, candidate]), least,
+            )  # fmt: skip
 
-            # The first bin whose middle is not below the edge; the outermost edges first.
-            edge = np.ceil(((edges[0] - zero) * step / reach + one) * half - middle)
-            first = max(int(min(edge, np.float32(bins))), 0)
-            edge = np.ceil(((edges[codes] - zero) * step / reach + one) * half - middle)
-            last = max(int(min(edge, np.float32(bins))), 0)
-            if last - first < least:
-                found[group, candidate] = np.inf
-                continue
-            inside = max(own[last, 0] - own[first, 0], 1e-30)
-            reference = own[last, 2] - own[first, 2]
-            cross = reference - (inside * math.log(inside))
-            below, above = count[first] / inside, count[last - 1] / inside
-            if not even or step * bins > 2 * reach:
-                # Steps are wider than bins.  Of even ones those beyond all bins hold nothing.
-                start, stop = 0, codes
-                if even:
-                    start = int(min(max(zero - edges[0] - reach / step - 2, 0.0), float(codes)))
-                    stop = int(min(max(zero - edges[0] + reach / step + 3, 0.0), float(codes)))
-                cross, left, mass, filled = 0.0, first, own[first, 0], own[first, 1]
-                for code in range(start, stop):
-                    right = last
-                    if code + 1 < codes:
-                        edge = np.ceil(((edges[code + 1] - zero) * step / reach + one) * half - middle)
-                        right = max(int(min(edge, np.float32(bins))), 0)
-                    if right == left:
-                        continue
-                    level = own[right, 0] - mass
-                    spread = max(own[right, 1] - filled, 1.0) * inside
-                    mass, filled = own[right, 0], own[right, 1]
-                    if level > 0:
-                        cross += level * math.log(level / spread)
-                        if level >= each:
-                            cross -= bias
-                    if left == first:
-                        below = level / spread
-                    if right == last:
-                        above = level / spread
-                    left = right
 
-            # What is clipped is added to the outermost bins.  One that held nothing before has candidate mass 0;
-            # a floor keeps the divergence finite.
-            gained = 0.0
-            for side in range(2):
-                held = count[first] if side == 0 else count[last - 1]
-                clipped = own[first, 0] if side == 0 else total - own[last, 0]
-                share = max((below if side == 0 else above) if held > 0 else 0.0, 1e-6)
-                if held + clipped > 0:
-                    gained += (held + clipped) * math.log(held + clipped)
-                    if held + clipped >= each:
-                        gained -= bias
-                if held > 0:
-                    gained -= held * math.log(held)
-                    if held >= each:
-                        gained += bias
-                if clipped > 0:
-                    gained -= clipped * math.log(share)
-            found[group, candidate] = (reference - cross + gained) / total - math.log(total)
+@compiled
+def descend(
+    full: np.ndarray,
+    factors: np.ndarray,
+    starts: np.ndarray,
+    symmetric: bool,
+    steps: Real,
+    lowest: int,
+    highest: int,
+    centre: int,
+    floor: Real,
+    least_range: Real,
+    sums: np.ndarray,
+    width: np.ndarray,
+    moments: np.ndarray | None,
+    first: int,
+    counts: np.ndarray | None,
+    each: Real,
+    noise: Real,
+    edges: np.ndarray,
+    least: int,
+    shares: np.ndarray,
+) -> None:
+    """The shares of full ranges that cost least, the candidates of each stage being factors of the best so far.
+
+    Args:
+        full: the ranges, which hold zero, float32 ``(2, groups)``.
+        factors: of both ends, float64 ``(2, candidates)``, stage after stage.
+        starts: where the stages begin, and behind the last, ``(stages + 1,)``.
+        symmetric, steps, lowest, highest, centre, floor, least_range: as in :func:`affine`.
+        sums: of the bins, as the costs need them, float64 ``(groups, bins + 1, 3)``.
+        width: of a bin, float64 ``(groups,)``, or how far the bins reach, float32 ``(groups,)``.
+        moments: for :func:`squared_error`, None where the cost is another.
+        first: for it, too.
+        counts: for :func:`divergence`, None where the cost is another.
+        each, noise, edges, least: for it, too.
+        shares: float32 ``(2, groups)``, where those found are put.
+    """
+    tiny, one = np.float32(1e-3), np.float32(1)
+    for group in range(full.shape[1]):
+        best = np.inf
+        left = right = one
+        for stage in range(len(starts) - 1):
+            base_left, base_right = left, right
+            for i in range(starts[stage], starts[stage + 1]):
+                low = min(max(np.float32(base_left * factors[0, i]), tiny), one)
+                high = min(max(np.float32(base_right * factors[1, i]), tiny), one)
+                step, zero = affine(
+                    full[0, group] * low, full[1, group] * high, symmetric, np.float32(steps), lowest, highest, centre,
+                    np.float32(floor), np.float32(least_range),
+                )  # fmt: skip
+                if moments is not None:
+                    cost = squared_error(
+                        sums[group], moments[group], first, step / width[group], zero, lowest, highest
+                    )
+                if counts is not None:
+                    cost = divergence(
+                        counts[group], sums[group], width[group], each, noise, edges, True, step,
+                        np.float32(zero), least,
+                    )  # fmt: skip
+                if cost < best:
+                    best, left, right = cost, low, high
+        shares[0, group], shares[1, group] = left, right
+
+
+@compiled
+def recount(
+    counts: np.ndarray,
+    first: int,
+    width: np.ndarray,
+    absmax: np.ndarray,
+    zeros: np.ndarray,
+    found: np.ndarray,
+) -> None:
+    """Counts in other bins: whole ones moved over would leave some too full and some too empty.
+
+    Args:
+        counts: of bins, float32 ``(groups, own bins)``.
+        first: the left end of the first of them, in bins.
+        width: of one of them, float64 ``(groups,)``.
+        absmax: float32 ``(groups,)``; the new bins reach from ``-absmax`` to it, the last has what lies beyond, too.
+        zeros: how many zeros there are besides, float32 ``(groups,)``; they are in the bin right of the middle.
+        found: where the new counts are put, float64 ``(groups, bins)``.
+    """
+    bins, own = found.shape[1], counts.shape[1]
+    for group in range(len(counts)):
+        place, below, before, reach = 0, 0.0, 0.0, absmax[group] / width[group]
+        for i in range(bins):
+            edge = ((i + 1) * (2 / bins) - 1) * reach - first if i + 1 < bins else float(own)
+            while place < own and place + 1 <= edge:
+                below += counts[group, place]
+                place += 1
+            # The part of the bin that the edge lies in.
+            part = counts[group, place] * (edge - place) if place < own and edge > place else 0.0
+            found[group, i] = below + part - before
+            before = below + part
+        found[group, bins // 2] += zeros[group]
 
 
 @compiled

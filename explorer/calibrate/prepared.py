@@ -6,16 +6,27 @@ the bin of an edge is computed, not searched for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from explorer.calibrate.loops import divergences, running_entropies, running_sums, squared_errors
+from explorer.calibrate.loops import (
+    descend,
+    divergences,
+    recount,
+    running_entropies,
+    running_sums,
+    squared_errors,
+)
 from explorer.calibrate.sample import Sample
 from explorer.formats import QParams, fake_quantize_
 
+# What the parameters of a range follow from, as a grid says it.
+Rule = tuple[bool, float, int, int, int, float, float]
 # Elements of a group of which one extreme stands for all in a bound on what is clipped.
 _BLOCK = 16
 # Candidates of few values are tried together, so many numbers at a time: each pass has a cost of its own.
@@ -107,6 +118,33 @@ class Plain:
 
 
 @dataclass(frozen=True, eq=False)
+class Plan:
+    """The candidates of a search, factors of the best shares of the full range so far, one stage after the other.
+
+    Args:
+        factors: of both ends, float64 ``(2, candidates)``.
+        starts: where the stages begin, and behind the last, ``(stages + 1,)``.
+    """
+
+    factors: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, *stages: tuple[np.ndarray, np.ndarray]) -> Plan:
+        """The plan of stages given as factors of the lower and of the higher end.
+
+        >>> Plan.of((np.array([1.0, 0.5]), np.array([1.0, 0.5])), (np.array([0.9]), np.array([0.8]))).starts
+        array([0, 2, 3])
+        """
+        return cls(np.concatenate(stages, 1), np.cumsum([0, *[len(low) for low, _ in stages]]))
+
+    @property
+    def stages(self) -> Iterator[np.ndarray]:
+        """The factors of each stage, ``(2, candidates)``."""
+        return (self.factors[:, start:stop] for start, stop in pairwise(self.starts))
+
+
+@dataclass(frozen=True, eq=False)
 class Spread:
     """Bins of even width, with their values spread evenly over each, and running sums of them.
 
@@ -142,6 +180,15 @@ class Spread:
         )
         return torch.from_numpy(found)
 
+    def descend(self, full: np.ndarray, rule: Rule, plan: Plan) -> np.ndarray:
+        """The shares of the ranges ``full`` of least error, float32 ``(2, groups)`` both; ``rule`` is a grid's."""
+        shares = np.empty_like(full)
+        descend(
+            full, plan.factors, plan.starts, *rule, self.sums, self.width, self.moments, self.first, None, 1.0, 1.0,
+            np.empty(0, np.float32), 0, shares,
+        )  # fmt: skip
+        return shares
+
 
 @dataclass(frozen=True, eq=False)
 class Counted:
@@ -151,6 +198,7 @@ class Counted:
         absmax: float32 ``(groups,)``.
         counts: float64 ``(groups, bins)``.
         sums: of the bins, as :func:`running_entropies` makes them.
+        least: how many bins a range keeps, or its divergence is infinite.
         each: how many values one that was looked at stands for; 1 where all were.
         noise: the variance of a count, in counts.
     """
@@ -158,32 +206,53 @@ class Counted:
     absmax: Tensor
     counts: np.ndarray
     sums: np.ndarray
+    least: int
     each: float = 1.0
     noise: float = 1.0
 
     @classmethod
-    def of(cls, counts: np.ndarray, absmax: Tensor, each: float = 1.0, noise: float = 1.0) -> Counted:
+    def of(
+        cls, counts: np.ndarray, absmax: Tensor, least: int, each: float = 1.0, noise: float = 1.0
+    ) -> Counted:
         """The running sums of some counts."""
         sums = np.empty((len(counts), counts.shape[1] + 1, 3))
         running_entropies(counts, each, noise, sums)
-        return cls(absmax, counts, sums, each, noise)
+        return cls(absmax, counts, sums, least, each, noise)
 
-    def divergence(self, params: QParams, least: int) -> Tensor:
-        """That of each candidate, float64 ``(groups, candidates)``.
+    @classmethod
+    def of_bins(cls, sample: Sample, absmax: Tensor, bins: int, least: int) -> Counted:
+        """The bins of a sample that consists of them, as so many."""
+        assert sample.weights is not None and sample.bins is not None
+        weights, found = sample.weights.numpy(), np.empty((sample.groups, bins))
+        own, zeros = np.ascontiguousarray(weights[:, :-1]), np.ascontiguousarray(weights[:, -1])
+        recount(own, sample.bins.first, sample.bins.width.numpy(), absmax.numpy(), zeros, found)
+        return cls.of(found, absmax, least, 1 / sample.share, sample.noise)
 
-        It is infinite where fewer than ``least`` bins are kept.
-        """
-        if params.levels is None:
-            edges = np.arange(params.qmin - 0.5, params.qmax + 1, dtype=np.float32)
-        else:
-            edges = params.levels.edges.numpy()
+    def divergence(self, params: QParams) -> Tensor:
+        """That of each candidate, float64 ``(groups, candidates)``."""
+        edges = _edges(params.qmin, params.qmax) if params.levels is None else params.levels.edges.numpy()
         scale, zero = _rows(params.scale), _rows(params.zero_point)
         found = np.empty(scale.shape)
         divergences(
             self.counts, self.sums, self.absmax.numpy(), float(self.each), float(self.noise), edges,
-            params.levels is None, scale, zero, least, found,
+            params.levels is None, scale, zero, self.least, found,
         )  # fmt: skip
         return torch.from_numpy(found)
+
+    def descend(self, full: np.ndarray, rule: Rule, plan: Plan) -> np.ndarray:
+        """The shares of the ranges ``full`` of least divergence, float32 ``(2, groups)`` both; ``rule`` is a grid's."""
+        _, _, lowest, highest, *_ = rule
+        shares = np.empty_like(full)
+        descend(
+            full, plan.factors, plan.starts, *rule, self.sums, self.absmax.numpy(), None, 0, self.counts,
+            float(self.each), float(self.noise), _edges(lowest, highest), self.least, shares,
+        )  # fmt: skip
+        return shares
+
+
+def _edges(lowest: int, highest: int) -> np.ndarray:
+    """Those between whole numbers."""
+    return np.arange(lowest - 0.5, highest + 1, dtype=np.float32)
 
 
 def _rows(tensor: Tensor) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from explorer.calibrate.loops import averaged, beyond, reached, stand_ins, survey, tally_all, tally_some
+from explorer.calibrate.loops import look, reached, settled, stand_ins, survey, tally_all, tally_some, widen
 from explorer.errors import TensorError
 from explorer.formats import Granularity
 
@@ -35,8 +35,6 @@ MOST_READ = 1 << 15
 _BLOCK, _FURTHEST, _MOST_FAR, _SHOWN = 1 << 8, 32, 64, 1 << 12
 # Of groups of a tensor with more than twice as many values searches may look at some.
 FEWEST_SAMPLED = 1 << 17
-# So many values that were looked at wait to be counted.
-_HELD = 1 << 18
 # Over so many bins to each side the counts of a sample are averaged, unless their dispersion is more than this.
 _REACH, _DISPERSION = 16, 1.1
 # The least and the largest value of each block of a group, float32.
@@ -100,7 +98,7 @@ class Sample:
             low, high = (end[None] for end in torch.aminmax(values))
         else:
             # What a search of so many looks at them for takes little longer than the extremes alone.
-            blocks, ends, _ = surveyed(values[0])
+            blocks, ends = surveyed(values[0])
             low, high = torch.from_numpy(ends).split(1)
         return cls(values, weights, low, high, torch.stack([low, high])[None], blocks=blocks)
 
@@ -166,96 +164,73 @@ def stride(count: int, wanted: int) -> int:
     return step
 
 
-def surveyed(values: Tensor, step: int = 1, wanted: int = 0) -> tuple[Ends, np.ndarray, np.ndarray]:
-    """The extremes of each block of some values ``(size,)``, those of all, and a sample.
+def surveyed(values: Tensor) -> tuple[Ends, np.ndarray]:
+    """The extremes of each block of some values ``(size,)``, and those of all; the last block may be shorter.
 
-    The last block may be shorter.  The sample are ``wanted`` pairs of neighbours, one of each ``step``.
-
-    >>> blocks, ends, some = surveyed(torch.arange(600.0), step=7, wanted=2)
-    >>> [end.tolist() for end in blocks], ends.tolist(), some.tolist()
-    ([[0.0, 256.0, 512.0], [255.0, 511.0, 599.0]], [0.0, 599.0], [0.0, 1.0, 14.0, 15.0])
+    >>> blocks, ends = surveyed(torch.arange(600.0))
+    >>> [end.tolist() for end in blocks], ends.tolist()
+    ([[0.0, 256.0, 512.0], [255.0, 511.0, 599.0]], [0.0, 599.0])
     """
     count = -(-len(values) // _BLOCK)
-    low, high, ends, some = found = [np.empty(size, np.float32) for size in (count, count, 2, 2 * wanted)]
-    survey(values.numpy().view(np.int32), _BLOCK, step, *[each.view(np.int32) for each in found])
-    return (low, high), ends, some
+    low, high, ends, none = (np.empty(size, np.int32) for size in (count, count, 2, 0))
+    survey(values.numpy().view(np.int32), _BLOCK, 1, low, high, ends, none)
+    return (low.view(np.float32), high.view(np.float32)), ends.view(np.float32)
 
 
 class _Run:
     """Batches of one size of one group, of which some values are looked at.
 
-    They are kept as they are and counted together: each step of counting has a cost of its own.
+    Their counts are made those of all values together: the more of them, the better chance is told from shape.
 
     Args:
         size: how many values a batch has.
         most: about how many of them to look at.
+        bins: of the histogram.
     """
 
-    def __init__(self, size: int, most: int) -> None:
-        self.size, self.step = size, stride(size // 2, max(most, size >> 6) // 2)
-        self.seen = self.read = 0
-        self._some: list[np.ndarray] = []
-        self._ends: list[np.ndarray] = []
-        self._middle: tuple[float, float] | None = None
+    def __init__(self, size: int, most: int, bins: int) -> None:
+        self.size, self.seen, self.step = size, 0, stride(size // 2, max(most, size >> 6) // 2)
+        # Neighbours cost no more than one value.
+        self.wanted = -(-(size // 2) // self.step)
+        blocks = size // _BLOCK
+        # Of very many blocks some show where the ends begin.
+        shown = max(1, blocks // _SHOWN)
+        self.shown, self.few = shown, min(blocks // _FURTHEST, _MOST_FAR) // shown
+        self.middle = np.full(2, np.nan, np.float32)
+        self.state = np.array([LEAST_EXPONENT, 0, 0, 0])
+        self.found = np.zeros((2, bins + 8), np.int64)
 
-    def add(self, values: Tensor, blocks: Ends | None = None) -> np.ndarray:
-        """Look at a batch ``(size,)``; its least and its largest value.
+    def add(self, values: np.ndarray, ends: np.ndarray, blocks: Ends | None = None) -> int:
+        """Look at a batch ``(size,)``; how many values that is.
 
-        ``blocks`` are those of :func:`surveyed`, where they are known.
+        ``ends`` is where its least and its largest value are put; ``blocks`` are those of :func:`surveyed`, where they
+        are known.
         """
-        row = values.numpy()
-        if blocks is None:
-            # Neighbours cost no more than one value.
-            blocks, ends, some = surveyed(values, self.step, -(-(self.size // 2) // self.step))
-        else:
-            some = row[: self.size // 2 * 2].view(np.complex64)[:: self.step].copy().view(np.float32)
-            ends = np.array([blocks[0].min(), blocks[1].max()])
-        if self._middle is None:
-            self._middle = self._borders(*blocks)
-        far = beyond(row, _BLOCK, *blocks, *self._middle)
-        self._some.append(some)
-        self._ends.append(far)
         self.seen += self.size
-        self.read += len(some) + len(far)
-        return ends
+        held = self.middle, self.state, self.found
+        if blocks is None:
+            return look(
+                values, _BLOCK, self.step, self.wanted, self.shown, self.few, LEAST_EXPONENT, *held, ends
+            )
+        ends[:] = blocks[0].min(), blocks[1].max()
+        some = values[: self.size // 2 * 2].view(np.complex64)[:: self.step].copy().view(np.float32)
+        low, high = blocks
+        return tally_some(some, values, _BLOCK, low, high, self.shown, self.few, LEAST_EXPONENT, *held)
 
-    def _borders(self, low: np.ndarray, high: np.ndarray) -> tuple[float, float]:
-        """Where the ends begin; of very many blocks some show it."""
-        blocks = self.size // _BLOCK
-        step = max(1, blocks // _SHOWN)
-        few = min(blocks // _FURTHEST, _MOST_FAR) // step
-        low, high = low[:blocks:step], high[:blocks:step]
-        return float(np.partition(low, few)[few]), float(np.partition(high, -1 - few)[-1 - few])
-
-    def count(self, counts: np.ndarray, width: float) -> tuple[float, bool]:
-        """Add to the ``counts`` of bins some values as if they were all but those at the ends, and those one by one.
+    def settle(self, counts: np.ndarray, exponent: int) -> tuple[float, bool]:
+        """Add to the ``counts`` of bins, of a range of that exponent, the sample's as often as they stand for others.
 
         Gives the number of zeros, which are not among the counts, and whether the counts were made smooth.
+        Chance is told from shape by the index of dispersion (Fisher, Thornton, Mackenzie 1922).
         """
-        assert self._middle is not None
-        some, ends = np.concatenate(self._some), np.concatenate(self._ends)
-        found, inverse = np.empty((2, len(counts)), np.int64), np.float32(1 / width)
-        zeros, rest = tally_some(some, ends, float(inverse), *self._middle, found)
-        first, last = (int(np.float32(end) * inverse + np.float32(len(counts) // 2)) for end in self._middle)
-        middle = found[0, first : last + 1]
-        scale = (self.seen - len(ends)) / (int(middle.sum()) + zeros)
-        even = smoothed(middle)
-        counts[first : last + 1] += (middle if even is None else even) * scale
-        counts += found[1]
-        return zeros * scale + rest, even is not None
-
-
-def smoothed(counts: np.ndarray) -> np.ndarray | None:
-    """Counts of a sample ``(bins,)`` averaged over neighbours; None where they differ by more than chance.
-
-    The steps of a quantizer resolve what chance did to a bin, and a search would find the steps that suit it.
-    Chance is told from shape by the index of dispersion (Fisher, Thornton, Mackenzie 1922).
-
-    >>> smoothed(np.array([0, 90, 0, 0, 90, 0])) is None
-    True
-    """
-    mean = np.empty(len(counts))
-    return mean if averaged(counts, min(_REACH, len(counts) - 1), _DISPERSION, mean) else None
+        own, zeros, none, far = self.state.tolist()
+        bins, inner = len(counts), self.found[0]
+        widen(self.found, bins, exponent - own)
+        inverse, half = np.float32(bins / math.ldexp(1, exponent + 1)), np.float32(bins // 2)
+        first, last = (int(end * inverse + half) for end in self.middle)
+        whole, read = self.seen - far, int(inner[:bins].sum()) + zeros
+        smooth = settled(self.found, first, last, whole, zeros, _REACH, _DISPERSION, counts)
+        return zeros * whole / max(read, 1) + none, smooth
 
 
 class GrowingHistogram:
@@ -287,7 +262,7 @@ class GrowingHistogram:
         if bins % 4:
             raise TensorError(f"A growing histogram needs a multiple of 4 bins, not {bins}.")
         self.bins, self.most = bins, most
-        self.exponent = torch.full((groups,), LEAST_EXPONENT, dtype=torch.int32)
+        self._exponents = np.full(groups, LEAST_EXPONENT, np.int32)
         self._counts = torch.zeros(groups, bins, dtype=torch.float64)
         self._zeros = torch.zeros(groups, dtype=torch.float64)
         self._runs: list[_Run] = []
@@ -328,25 +303,26 @@ class GrowingHistogram:
         return self.values_read / max(self.values_seen, 1)
 
     @property
+    def exponent(self) -> Tensor:
+        """The power of two up to which the bins of each group reach, int32 ``(groups,)``."""
+        self._settle()
+        return torch.from_numpy(self._exponents)
+
+    @property
     def width(self) -> Tensor:
         """The width of a bin of each group, real units, float64 ``(groups,)``."""
-        return torch.from_numpy(np.ldexp(1.0, self.exponent.numpy() + 1) / self.bins)
+        self._settle()
+        return torch.from_numpy(self._widths())
 
-    def _grow(self, exponent: Tensor) -> None:
-        """Double the range of each group until it reaches ``2**exponent``."""
-        if self._counts.numpy().any():
-            self._widen((exponent - self.exponent).clamp(min=0))
-        self.exponent = torch.maximum(self.exponent, exponent)
+    def _widths(self) -> np.ndarray:
+        return np.ldexp(1.0, self._exponents + 1) / self.bins
 
-    def _widen(self, steps: Tensor) -> None:
-        """Join neighbouring bins of each group, as often as it has ``steps``."""
-        quarter = self.bins // 4
-        steps = torch.where(self._counts.any(1), steps, 0)
-        while bool((steps > 0).any()):
-            rows = steps > 0
-            halved = self._counts[rows].reshape(-1, self.bins // 2, 2).sum(2)
-            self._counts[rows] = torch.nn.functional.pad(halved, (quarter, quarter))
-            steps = steps - rows.int()
+    def _grow(self, exponents: np.ndarray) -> None:
+        """Double the range of each group until it reaches the power of two of that exponent."""
+        steps = exponents - self._exponents
+        for group in np.flatnonzero(steps > 0):
+            widen(self._counts.numpy()[group : group + 1], self.bins, steps[group])
+        self._exponents = np.maximum(self._exponents, exponents)
 
     def _extremes(self) -> np.ndarray:
         """The least and the largest value of each group so far, float32 ``(2, groups)``."""
@@ -364,12 +340,6 @@ class GrowingHistogram:
         )
         return extremes, exponents
 
-    def _reach(self, ranges: list[np.ndarray]) -> None:
-        """Make room for the values of some batches."""
-        _, exponents = self._reached(ranges)
-        if (exponents > self.exponent.numpy()).any():
-            self._grow(torch.from_numpy(exponents))
-
     def add(self, values: Tensor, blocks: Ends | None = None) -> None:
         """Count one batch, float32 ``(groups, elements)``, or a sample of it.
 
@@ -385,9 +355,9 @@ class GrowingHistogram:
     def count_all(self, values: Tensor, weights: Tensor | None = None) -> None:
         """Count each value of a batch, ``weights`` times where they are given; both ``(groups, elements)``."""
         self._ranges.append(torch.stack([values.amin(1), values.amax(1)]).numpy())
-        self._reach(self._ranges[-1:])
+        self._grow(self._reached(self._ranges[-1:])[1])
         heavy = None if weights is None else weights.contiguous().numpy()
-        inverses = (1 / self.width).float().numpy()
+        inverses = (1 / self._widths()).astype(np.float32)
         tally_all(values.contiguous().numpy(), heavy, inverses, self._counts.numpy(), self._zeros.numpy())
         self.values_seen += values.numel()
         self.values_read += values.numel()
@@ -397,26 +367,23 @@ class GrowingHistogram:
         if self._runs and self._runs[0].size != values.shape[1]:
             self._settle()
         if not self._runs:
-            self._runs = [_Run(values.shape[1], int(self.most)) for _ in values]
-        before = sum(run.read for run in self._runs)
-        found = [run.add(row, blocks) for run, row in zip(self._runs, values.contiguous(), strict=True)]
-        self._ranges.append(np.stack(found, 1))
-        read = sum(run.read for run in self._runs)
+            self._runs = [_Run(values.shape[1], int(self.most), self.bins) for _ in values]
+        ends = np.empty((len(values), 2), np.float32)
+        rows = zip(self._runs, values.contiguous().numpy(), ends, strict=True)
+        self.values_read += sum([run.add(row, end, blocks) for run, row, end in rows])
         self.values_seen += values.numel()
-        self.values_read += read - before
-        if read > _HELD:
-            self._settle()
+        self._ranges.append(ends.T)
 
     def _settle(self) -> None:
-        """Count what was looked at."""
+        """Make what was looked at counts of all values."""
         if not self._runs:
             return
-        self._reach(self._ranges)
-        rows = zip(self._runs, self._counts.numpy(), self.width.tolist(), strict=True)
-        zeros, smooth = zip(*[run.count(counts, width) for run, counts, width in rows], strict=True)
+        runs, self._runs = self._runs, []
+        self._grow(np.array([run.state[0] for run in runs], np.int32))
+        rows = zip(runs, self._counts.numpy(), self._exponents.tolist(), strict=True)
+        zeros, smooth = zip(*[run.settle(counts, exponent) for run, counts, exponent in rows], strict=True)
         self._zeros.numpy()[:] += zeros
         self._smooth &= all(smooth)
-        self._runs = []
 
     def merge(self, other: GrowingHistogram) -> None:
         """Add what another histogram counted; its batches come after these.
@@ -426,9 +393,9 @@ class GrowingHistogram:
         """
         if self.counts.shape != other.counts.shape:
             raise TensorError("Histograms of different groups or bins cannot be merged.")
-        grown = GrowingHistogram(len(other.exponent), other.bins)
-        grown.exponent, grown._counts = other.exponent.clone(), other.counts.clone()
-        top = torch.maximum(self.exponent, other.exponent)
+        grown = GrowingHistogram(len(other.counts), other.bins)
+        grown._exponents, grown._counts = other._exponents, other.counts.clone()
+        top = np.maximum(self._exponents, other._exponents)
         self._grow(top)
         grown._grow(top)
         self._counts += grown._counts

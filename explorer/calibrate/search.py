@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from explorer.calibrate.prepared import Counted, Plain, Prepared, Spread
+from explorer.calibrate.prepared import Counted, Plain, Plan, Prepared, Spread
 from explorer.calibrate.rules import Objective, Range
 from explorer.calibrate.sample import FEWEST_SAMPLED, Sample
 from explorer.formats import Grid, LevelFormat, Parameter, QParams, spelled
@@ -28,13 +28,15 @@ _POINTS_A_CODE = 8
 # The divergence of a few values is taken between histograms of so many bins.
 _FEWEST_BINS = 128
 # Shares of the full range, then factors of the best so far: of both ends alike, and of each by itself.
-_SHARES = tuple((f, f) for f in (0.9 ** np.arange(40), 1 + 0.0025 * np.arange(-24, 25)))
-_PAIRS = tuple(
-    (np.repeat(f, len(f)), np.tile(f, len(f)))
-    for f in (
-        0.7 ** np.arange(8),
-        *(1 + step * np.arange(-reach, reach + 1) for step, reach in ((0.08, 2), (0.02, 2), (0.005, 4))),
-    )
+_SHARES = Plan.of(*[(f, f) for f in (0.9 ** np.arange(40), 1 + 0.0025 * np.arange(-24, 25))])
+_PAIRS = Plan.of(
+    *[
+        (np.repeat(f, len(f)), np.tile(f, len(f)))
+        for f in (
+            0.7 ** np.arange(8),
+            *(1 + step * np.arange(-reach, reach + 1) for step, reach in ((0.08, 2), (0.02, 2), (0.005, 4))),
+        )
+    ]
 )
 
 
@@ -88,8 +90,14 @@ class Search(Objective):
     def _search(self, sample: Sample, grid: Grid) -> Range:
         prepared = self.prepare(sample, grid)
         # NumPy makes so few numbers in a third of torch's time.
-        full = np.minimum(sample.minimum.numpy(), 0)[:, None], np.maximum(sample.maximum.numpy(), 0)[:, None]
-        whole = grid.params(*map(torch.from_numpy, full)) if grid.proportional else None
+        full = np.stack([np.minimum(sample.minimum.numpy(), 0), np.maximum(sample.maximum.numpy(), 0)])
+        two_sided = not grid.symmetric and bool(((full[0] < 0) & (full[1] > 0)).any())
+        # So many values have a smooth cost.
+        plan = (_PAIRS if two_sided else _SHARES) if sample.bins is not None else None
+        if plan is not None and grid.affine is not None and not isinstance(prepared, Plain):
+            low, high = map(torch.from_numpy, full * prepared.descend(full, grid.affine, plan))
+            return low, high
+        full = full[..., None]
         groups, rows = sample.groups, np.arange(sample.groups)
         best, shares = np.full(groups, np.inf), np.ones((2, groups, 1), np.float32)
         step = max(1, _CHUNK // groups)
@@ -101,12 +109,9 @@ class Search(Objective):
                 np.minimum(np.maximum(wanted, np.float32(least), out=pair), np.float32(most), out=pair)
             for start in range(0, pairs.shape[2], step):
                 tried = pairs[..., start : start + step]
-                if whole is not None:
-                    params = grid.shrunk(whole, torch.from_numpy(tried[0]))
-                else:
-                    params = grid.params(
-                        *(torch.from_numpy(end * part) for end, part in zip(full, tried, strict=True))
-                    )
+                params = grid.params(
+                    *(torch.from_numpy(end * part) for end, part in zip(full, tried, strict=True))
+                )
                 cost = self.cost(prepared, params).numpy()
                 place = cost.argmin(1)
                 cost = cost[rows, place]
@@ -120,10 +125,8 @@ class Search(Objective):
             )
             return low, high
 
-        two_sided = not grid.symmetric and bool(((full[0] < 0) & (full[1] > 0)).any())
-        if sample.bins is not None and (grid.scale.free or not grid.symmetric):
-            # So many values have a smooth cost.
-            for low, high in _PAIRS if two_sided else _SHARES:
+        if plan is not None and (grid.scale.free or not grid.symmetric):
+            for low, high in plan.stages:
                 attempt(shares[0] * low, shares[1] * high)
             return found()
         both = grid.shares(self.count).numpy()[None]
@@ -285,31 +288,12 @@ class KL(Search):
         bins = self._bins(sample)
         absmax = torch.maximum(-sample.minimum, sample.maximum).clamp(min=torch.finfo(torch.float32).tiny)
         if sample.bins is not None:
-            recounted = self._recounted(sample, absmax, bins)
-            return Counted.of(recounted, absmax, 1 / sample.share, sample.noise)
+            return Counted.of_bins(sample, absmax, bins, self.least(bins))
         index = (sample.values / absmax[:, None]).add_(1).mul_(bins / 2).to(torch.int32).clamp_(0, bins - 1)
         index += torch.arange(sample.groups, dtype=torch.int32)[:, None] * bins
         weights = None if sample.weights is None else sample.weights.double().reshape(-1)
         counts = torch.bincount(index.reshape(-1), weights, minlength=sample.groups * bins)
-        return Counted.of(counts.reshape(-1, bins).double().numpy(), absmax)
-
-    @staticmethod
-    def _recounted(sample: Sample, absmax: Tensor, bins: int) -> np.ndarray:
-        """Counts in other bins; whole ones moved over would leave some too full and some too empty."""
-        assert sample.weights is not None and sample.bins is not None
-        counts = sample.weights.double().numpy()
-        ends = np.arange(counts.shape[1]) + sample.bins.first
-        wanted = (np.arange(1, bins) * (2 / bins) - 1) * (absmax.double() / sample.bins.width).numpy()[
-            :, None
-        ]
-        found = np.empty((len(counts), bins))
-        for row, own, want in zip(found, counts, wanted, strict=True):
-            below = np.concatenate([[0.0], own[:-1].cumsum()])
-            inner = np.interp(want, ends, below)
-            row[0], row[-1] = inner[0], below[-1] - inner[-1]
-            np.subtract(inner[1:], inner[:-1], out=row[1:-1])
-        found[:, bins // 2] += counts[:, -1]
-        return found
+        return Counted.of(counts.reshape(-1, bins).double().numpy(), absmax, self.least(bins))
 
     def _bins(self, sample: Sample) -> int:
         """How many bins the histograms of a sample have."""
@@ -323,4 +307,4 @@ class KL(Search):
 
     def cost(self, sample: Prepared, params: QParams) -> Tensor:
         assert isinstance(sample, Counted)
-        return sample.divergence(params, self.least(sample.counts.shape[1]))
+        return sample.divergence(params)

@@ -24,7 +24,7 @@ from explorer.errors import SchemeError, unknown
 from explorer.formats.base import IntegerFormat
 from explorer.formats.codebook import Codebook, CodebookFormat
 from explorer.formats.levels import LevelFormat
-from explorer.formats.loops import rounded
+from explorer.formats.loops import affines, rounded
 from explorer.formats.scales import LARGEST, SCALES, TINY, ScaleRule
 
 # Elements that a thread takes through all passes at a time in tensors that do not fit the cache.
@@ -152,6 +152,13 @@ class Grid:
 
     def params(self, low: Tensor, high: Tensor) -> QParams:
         """The parameters for the ranges ``low``..``high`` (groups,), each widened to hold zero."""
+        return (
+            self._in_one_loop(low, high)
+            if self.affine is not None and low.is_cpu
+            else self._in_passes(low, high)
+        )
+
+    def _in_passes(self, low: Tensor, high: Tensor) -> QParams:
         low = low.float().clamp(max=0.0)
         high = high.float().clamp(min=0.0)
         share, least = self.convention.group_floor
@@ -163,17 +170,43 @@ class Grid:
         return self._finite(params)
 
     @property
-    def proportional(self) -> bool:
-        """Whether a share of a range has the same share of its scale."""
-        return self.symmetric and self.scale.free and not self.convention.group_floor[1]
+    def affine(self) -> tuple[bool, float, int, int, int, float, float] | None:
+        """What the parameters of a range follow from, where they depend on nothing but the range and these numbers.
 
-    def shrunk(self, whole: QParams, shares: Tensor) -> QParams:
-        """The parameters of shares (groups, candidates) of proportional ranges whose own are ``whole`` (groups, 1).
-
-        They are those of :meth:`params` but for the last bit of a scale.
+        Whether it is symmetric, its steps, the lowest and the highest code, the zero point of a symmetric range, the
+        least scale and the least width of an asymmetric range.
         """
-        scale = (whole.scale * shares).clamp_(min=max(self.convention.floor, self.scale.least))
-        return replace(whole, scale=scale, zero_point=whole.zero_point.expand_as(scale))
+        kind = self.convention
+        if (
+            not isinstance(self.format, IntegerFormat)
+            or not self.scale.free
+            or kind.snap
+            or kind.group_floor[1]
+        ):
+            return None
+        least = max(kind.floor, self.scale.least)
+        return self.symmetric, self._steps, *self.codes, self.centre, least, kind.least_range
+
+    def _in_one_loop(self, low: Tensor, high: Tensor) -> QParams:
+        """The same bit for bit; of few groups each pass of torch takes as long as all of this."""
+        assert self.affine is not None
+        lows, highs = (end.detach().float().contiguous().numpy().reshape(-1) for end in (low, high))
+        scale, zero_point = np.empty(low.numel(), np.float32), np.empty(low.numel(), np.int32)
+        largest = affines(lows, highs, *self.affine, scale, zero_point)
+        params = self._made(*[torch.from_numpy(each.reshape(low.shape)) for each in (scale, zero_point)])
+        return params if largest <= LARGEST / _MOST_STEPS else self._finite(params)
+
+    @property
+    def _steps(self) -> float:
+        """How many steps a range has, a symmetric one how many from zero on."""
+        lowest, highest = self.codes
+        if not self.symmetric:
+            return float(highest - lowest)
+        if isinstance(self.format, LevelFormat):
+            return self.format.highest
+        if self.convention.halves and not self.positive:
+            return ((1 << self.format.bits) - 1) / 2
+        return float(highest - self.centre)
 
     def _finite(self, params: QParams) -> QParams:
         """The same with smaller scales where a level would be more than the largest float32."""
@@ -196,24 +229,14 @@ class Grid:
         return QParams(scale, zero_point, *self.codes, self.convention.reciprocal, levels, shared)
 
     def _symmetric(self, low: Tensor, high: Tensor) -> QParams:
-        _, highest = self.codes
-        absmax = torch.maximum(-low, high)
-        if isinstance(self.format, LevelFormat):
-            steps = self.format.highest
-        elif self.positive:
-            steps = float(highest)
-        elif self.convention.halves:
-            steps = ((1 << self.format.bits) - 1) / 2
-        else:
-            steps = float(highest - self.centre)
+        absmax, steps = torch.maximum(-low, high), self._steps
         widest = self._widest(absmax)
         scale = self.scale.symmetric(absmax, steps, self.convention.floor, widest)
         zero_point = torch.full(scale.shape, self.centre, dtype=torch.int32)
         return self._made(scale, zero_point, self.scale.shared(steps, widest))
 
     def _asymmetric(self, low: Tensor, high: Tensor) -> QParams:
-        lowest, highest = self.codes
-        steps = float(highest - lowest)
+        (lowest, highest), steps = self.codes, self._steps
         if self.convention.least_range:
             high = torch.maximum(high, low + self.convention.least_range)
         if self.convention.snap:

@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from explorer.calibrate import GrowingHistogram, loops
 from explorer.compiled import compiled
-from explorer.formats import QParams, fake_quantize_, granularity, uniform
-from explorer.formats.loops import rounded
+from explorer.formats import CONVENTIONS, FORMATS, Grid, QParams, fake_quantize_, granularity, uniform
+from explorer.formats import loops as formats
 from explorer.recipe import TensorScheme
 from explorer.tensor import fit_tensor
 
@@ -54,45 +54,77 @@ def empty(*shape: int, dtype: Any = np.float64) -> np.ndarray:
     return np.zeros(shape, dtype)
 
 
+PLAN = np.random.default_rng(0).uniform(0.5, 1.2, (2, 9)), np.array([0, 5, 9])
 # Each loop with arguments made of a seed; those at the end are where it puts what it finds.
 LOOPS: dict[str, Callable[[int], Case]] = {
     "survey": lambda s: (loops.survey, [
         drawn(s, 70).view(np.int32), 32, 3, empty(3, dtype=np.int32), empty(3, dtype=np.int32),
         empty(2, dtype=np.int32), empty(8, dtype=np.int32)]),
-    "beyond": lambda s: (loops.beyond, [
-        drawn(s, 70), 32, np.float32([-2, -1, 0]), np.float32([2, 1, 0]), -0.5, 1.25]),
     "reached": lambda s: (loops.reached, [
         np.sort(drawn(s, 3, 2, 4), 1), -100, empty(2, 4, dtype=np.float32), empty(4, dtype=np.int32)]),
+    "power_above": lambda s: (loops.power_above, [float(-(2.0 ** (s % 300 - 150))), 0.125, -100]),
+    "widen": lambda s: (loops.widen, [counted(s, 2, 40), 32, s % 4]),
+    "furthest": lambda s: (loops.furthest, [drawn(s, 40), 1 + s % 3, 4, 1 if s % 2 else -1]),
     "tally_some": lambda s: (loops.tally_some, [
-        drawn(s, 300), 3 * drawn(s + 1, 9), 5.0, -1.5, 1.25, empty(2, 32, dtype=np.int64)]),
+        drawn(s, 300), drawn(s + 1, 70), 32, np.float32([-2, -1, 0]), np.float32([2, 1, 0]), 1, 1, -100,
+        np.float32([-0.5, 1.25] if s % 2 else [np.nan, np.nan]), np.array([-3, 0, 0, 0]),
+        empty(2, 40, dtype=np.int64)]),
+    "look": lambda s: (loops.look, [
+        drawn(s, 600), 32, 3, 90, 1, 2, -100, np.float32([np.nan, np.nan]), np.array([-100, 0, 0, 0]),
+        empty(2, 40, dtype=np.int64), empty(2, dtype=np.float32)]),
     "tally_all": lambda s: (loops.tally_all, [
         drawn(s, 3, 300), None, np.float32([5, 4, 3]), empty(3, 32), empty(3)]),
     "tally_all, weighted": lambda s: (loops.tally_all, [
         drawn(s, 3, 300), drawn(s + 1, 3, 300), np.float32([5, 4, 3]), empty(3, 32), empty(3)]),
-    "averaged": lambda s: (loops.averaged, [counted(s, 40).astype(np.int64), 5, 1.1, empty(40)]),
+    "settled": lambda s: (loops.settled, [
+        counted(s, 2, 48).astype(np.int64), 3, 30, 1e4, 7, 5, 1.1 if s % 2 else 1e9, empty(40)]),
     "running_sums": lambda s: (loops.running_sums, [counted(s, 2, 20), -9, empty(2, 21, 3), empty(2, 2)]),
     "squared_errors": lambda s: (loops.squared_errors, [
         *of_bins(counted(s, 2, 20)), -9, np.float64([0.5, 0.25]), np.abs(drawn(s, 2, 5)) + np.float32(0.1),
         np.random.default_rng(s).integers(-3, 3, (2, 5)).astype(np.int32), -8, 7, empty(2, 5)]),
+    "squared_error": lambda s: (loops.squared_error, [
+        *[each[0] for each in of_bins(counted(s, 2, 20))], -9, 0.7 + s % 9, s % 5, -8, 7]),
     "running_entropies": lambda s: (loops.running_entropies, [counted(s, 2, 20), 3.0, 1.5, empty(2, 21, 3)]),
     "divergences": lambda s: (loops.divergences, [
         counted(s, 2, 64), entropies(counted(s, 2, 64), 3.0, 1.5), np.float32([1, 2]), 3.0, 1.5,
         np.arange(-8.5, 8, dtype=np.float32), s % 2 == 0, np.abs(drawn(s, 2, 5)) / 5 + np.float32(0.01),
         np.zeros((2, 5), np.int32), 3, empty(2, 5)]),
+    "divergence": lambda s: (loops.divergence, [
+        counted(s, 1, 64)[0], entropies(counted(s, 1, 64), 3.0, 1.5)[0], np.float32(2), 3.0, 1.5,
+        np.arange(-8.5, 8, dtype=np.float32), s % 2 == 0, np.float32(0.3), np.float32(s % 3), 3]),
+    "affine": lambda s: (formats.affine, [
+        np.float32(-(s % 7)), np.float32(s % 5), s % 2 == 0, np.float32(255), -128, 127, 0, np.float32(1e-30),
+        np.float32(0.01)]),
+    "affines": lambda s: (formats.affines, [
+        -np.abs(drawn(s, 9)), np.abs(drawn(s + 1, 9)), s % 2 == 0, 15.0, -8, 7, 0, 1e-30, 0.01,
+        empty(9, dtype=np.float32), empty(9, dtype=np.int32)]),
+    "descend": lambda s: (loops.descend, [
+        np.float32([[-3, -2], [2, 0]]), *PLAN, s % 2 == 0, 15.0, -8, 7, 0, 1e-30, 0.0, of_bins(counted(s, 2, 20))[0],
+        np.float64([0.5, 0.25]), of_bins(counted(s, 2, 20))[1], -9, None, 1.0, 1.0, np.empty(0, np.float32), 0,
+        empty(2, 2, dtype=np.float32)]),
+    "descend, by divergence": lambda s: (loops.descend, [
+        np.float32([[-3, -2], [2, 0]]), *PLAN, s % 2 == 0, 15.0, -8, 7, 0, 1e-30, 0.0,
+        entropies(counted(s, 2, 64), 3.0, 1.5), np.float32([3, 2]), None, 0, counted(s, 2, 64), 3.0, 1.5,
+        np.arange(-8.5, 8, dtype=np.float32), 3, empty(2, 2, dtype=np.float32)]),
+    "recount": lambda s: (loops.recount, [
+        counted(s, 2, 30).astype(np.float32), -11, np.float64([0.5, 0.25]), np.float32([7.7, 2.5]),
+        np.float32([3, 0]), empty(2, 16)]),
     "stand_ins": lambda s: (loops.stand_ins, [
         counted(s, 2, 20), np.float64([3, 0]), np.float64([0.5, 0.25]),
         np.float32([[-2, -1], [2, 1]]), 4, empty(2, 2, 9, dtype=np.float32)]),
-    "rounded": lambda s: (rounded, [
+    "rounded": lambda s: (formats.rounded, [
         drawn(s, 60), 5, np.float32([0.1, 0.2, 0.3]), np.int32([0, 3, -2]), -4, 3, s % 2 == 0,
         empty(60, dtype=np.float32)]),
-    "rounded, one by one": lambda s: (rounded, [
+    "rounded, one by one": lambda s: (formats.rounded, [
         drawn(s, 60), 1, np.float32([0.1, 0.2, 0.3]), np.int32([1] if s % 3 else [0, 3, -2]), -4, 3, s % 2 == 0,
         empty(60, dtype=np.float32)]),
 }  # fmt: skip
 
 
 def test_every_loop_is_in_the_table() -> None:
-    found = {name for name, each in vars(loops).items() if hasattr(each, "__wrapped__")} | {"rounded"}
+    found = {
+        name for file in (loops, formats) for name, each in vars(file).items() if hasattr(each, "__wrapped__")
+    }
     assert found == {name.partition(",")[0] for name in LOOPS}
 
 
@@ -145,8 +177,22 @@ def test_extremes_are_those_of_numpy(values: np.ndarray, block: int) -> None:
     assert low.tolist() == [part.min() for part in parts] and high.tolist() == [part.max() for part in parts]
     assert ends.tolist() == [values.min(), values.max()]
     least, largest = np.sort(values)[[len(values) // 3, 2 * len(values) // 3]]
-    found = loops.beyond(values, block, low, high, float(least), float(largest))
-    assert found.tolist() == values[(values < least) | (values > largest)].tolist()
+    state, places = np.array([-100, 0, 0, 0]), np.zeros((2, 72), np.int64)
+    found = loops.tally_some(
+        values[:0], values, block, low, high, 1, 0, -100, np.array([least, largest]), state, places
+    )
+    far = values[(values < least) | (values > largest)]
+    assert found == state[3] == len(far) and state[2] == (far == 0).sum() and places[0].sum() == 0
+    # Edges are those of float32: what is next to nothing lies on either side of zero.
+    wanted = far[far != 0] * np.float32(64 / np.ldexp(1.0, state[0] + 1)) + np.float32(32)
+    counts = np.bincount(wanted.clip(0, 63).astype(int), minlength=64)
+    assert places[1, :64].tolist() == counts.tolist() and not places[1, 64:].any()
+
+
+@given(hnp.arrays(np.float32, st.integers(9, 60), elements=F32), st.integers(1, 3), st.integers(0, 2))
+def test_the_furthest_but_a_few_are_those_of_sorting(values: np.ndarray, step: int, place: int) -> None:
+    assert loops.furthest(values, step, place, 1) == np.sort(values[::step])[-1 - place]
+    assert loops.furthest(values, step, place, -1) == np.sort(values[::step])[place]
 
 
 @pytest.mark.parametrize("count", [5000, 200_000])
@@ -206,6 +252,27 @@ def test_one_pass_gives_the_bits_of_many(
     one = fake_quantize_(values.contiguous(), *spread, params)
     torch.testing.assert_close(one, many, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(one.signbit(), many.signbit())
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("name", ["int2", "int8", "uint4", "int16"])
+@settings(max_examples=60, deadline=None)
+@given(
+    ends=hnp.arrays(np.float32, st.tuples(st.just(2), st.integers(1, 6)), elements=F32),
+    symmetric=st.booleans(),
+    narrow=st.sampled_from([None, True, False]),
+    positive=st.booleans(),
+)
+def test_parameters_in_one_loop_are_those_of_torch(
+    convention: str, name: str, ends: np.ndarray, symmetric: bool, narrow: bool | None, positive: bool
+) -> None:
+    ends[np.isinf(ends)] = np.finfo(np.float32).max
+    low, high = torch.from_numpy(np.sort(ends, 0))
+    kind = Grid(FORMATS[name], symmetric, CONVENTIONS[convention], narrow, positive=positive and symmetric)
+    assert (kind.affine is None) == (convention == "nncf")
+    one, many = kind.params(low, high), kind._in_passes(low, high)
+    assert torch.equal(one.scale, many.scale) and torch.equal(one.zero_point, many.zero_point)
+    assert one.zero_point.dtype == many.zero_point.dtype
 
 
 def test_many_threads_take_the_passes_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
