@@ -282,60 +282,65 @@ def tally_all(
 
 @compiled
 def settled(
-    found: np.ndarray, first: int, last: int, whole: Real, zeros: int, reach: int, dispersion: Real,
+    found: np.ndarray, state: np.ndarray, middle: np.ndarray, seen: int, exponent: int, reach: int, dispersion: Real,
     counts: np.ndarray,
-) -> bool:  # fmt: skip
+) -> tuple[float, bool]:  # fmt: skip
     """Add counts of a sample to those of all values, as often as they stand for others.
 
     The steps of a quantizer resolve what chance did to a bin, and a search would find the steps that suit it; so each
     bin gets the average over ``reach`` neighbours to each side, unless the counts differ by more than chance.
 
     Args:
-        found: the counts of the middle and of the ends, int64 ``(2, bins or more)``; the ends count once.
-        first: the first bin of the middle.
-        last: the last one.
-        whole: how many values the middle has in all.
-        zeros: how many zeros the sample of the middle held, which no bin has.
+        found: the counts of the middle and of the ends, as :func:`tally_some` leaves them; the ends count once.
+        state: likewise.
+        middle: likewise.
+        seen: how many values there were.
+        exponent: that of the range of ``counts``, at least the sample's own.
         reach: to each side.
         dispersion: the largest index of dispersion of counts that differ by chance.
         counts: float64 ``(bins,)``.
 
     Returns:
-        whether the counts differ by no more than chance.
+        the number of zeros, which no bin has, and whether the counts of the sample differ by no more than chance.
     """
+    bins = len(counts)
+    widen(found, bins, exponent - state[0])
+    factor, half = np.float32(bins / math.ldexp(1.0, int(exponent) + 1)), np.float32(bins // 2)
+    first = int(max(min(middle[0] * factor + half, np.float32(bins - 1)), np.float32(0)))
+    last = int(max(min(middle[1] * factor + half, np.float32(bins - 1)), np.float32(0)))
     # A value that lies on an edge may have been counted on its other side.
     while first > 0 and found[0, first - 1]:
         first -= 1
-    while last + 1 < len(counts) and found[0, last + 1]:
+    while last + 1 < bins and found[0, last + 1]:
         last += 1
-    middle = found[0, first : last + 1]
-    bins, total = len(middle), 0
-    for i in range(bins):
-        total += middle[i]
-    reach = min(reach, bins - 1)
+    own = found[0, first : last + 1]
+    wide, total = len(own), 0
+    for i in range(wide):
+        total += own[i]
+    reach = min(reach, wide - 1)
     inside = filled = 0
     for i in range(reach):
-        inside += middle[i]
-    mean = np.empty(bins)
+        inside += own[i]
+    mean = np.empty(wide)
     even = deviation = 0.0
-    for i in range(bins):
-        if i + reach < bins:
-            inside += middle[i + reach]
+    for i in range(wide):
+        if i + reach < wide:
+            inside += own[i + reach]
         if i > reach:
-            inside -= middle[i - reach - 1]
-        mean[i] = inside / (min(i + reach, bins - 1) - max(i - reach, 0) + 1)
+            inside -= own[i - reach - 1]
+        mean[i] = inside / (min(i + reach, wide - 1) - max(i - reach, 0) + 1)
         if inside:
             filled += 1
             even += mean[i]
-            deviation += (middle[i] - mean[i]) ** 2 / mean[i]
-    smooth, scale = bool(deviation <= dispersion * filled), whole / max(total + zeros, 1)
+            deviation += (own[i] - mean[i]) ** 2 / mean[i]
+    smooth, scale = bool(deviation <= dispersion * filled), (seen - state[3]) / max(total + state[1], 1)
     # Averages near an end do not add up to what was counted.
-    factor = scale * total / max(even, 1e-9)
+    level = scale * total / max(even, 1e-9)
+    for i in range(wide):
+        counts[first + i] += mean[i] * level if smooth else own[i] * scale
     for i in range(bins):
-        counts[first + i] += mean[i] * factor if smooth else middle[i] * scale
-    for i in range(len(counts)):
         counts[i] += found[1, i]
-    return smooth
+    return state[1] * scale + state[2], smooth
 
 
 @compiled
@@ -678,32 +683,40 @@ def recount(
 
 @compiled
 def stand_ins(
-    counts: np.ndarray,
-    zeros: np.ndarray,
-    widths: np.ndarray,
-    extremes: np.ndarray,
-    start: int,
-    points: np.ndarray,
-) -> None:
+    counts: np.ndarray, zeros: np.ndarray, widths: np.ndarray, extremes: np.ndarray
+) -> tuple[int, np.ndarray]:
     """The middle of each bin and what it counts, and zero with the zeros behind the last.
 
-    No middle is put beyond the extremes, or a range fitted to it would be.
+    No middle is put beyond the extremes, or a range fitted to it would be.  Bins at the ends that are empty in all
+    groups are left out, but for one.
 
     Args:
         counts: float64 ``(groups, bins)``.
         zeros: float64 ``(groups,)``.
         widths: of a bin, float64 ``(groups,)``.
         extremes: float32 ``(2, groups)``.
-        start: the first bin that is wanted.
-        points: float32 ``(2, groups, wanted + 1)``, where the middles are put and the counts.
+
+    Returns:
+        the first bin that is there, and the middles and the counts, float32 ``(2, groups, wanted + 1)``.
     """
     groups, bins = counts.shape
-    wanted = points.shape[2] - 1
+    start, stop = bins, 0
+    for group in range(groups):
+        low, high = 0, bins
+        while low < start and counts[group, low] == 0:
+            low += 1
+        while high > stop and counts[group, high - 1] == 0:
+            high -= 1
+        start, stop = min(start, low), max(stop, high)
+    if start >= stop:
+        start, stop = bins // 2, bins // 2 + 1
+    points = np.empty((2, groups, stop - start + 1), np.float32)
     for group in range(groups):
         low, high = extremes[0, group], extremes[1, group]
-        for i in range(wanted):
+        for i in range(stop - start):
             middle = (start + i - bins // 2 + 0.5) * widths[group]
             points[0, group, i] = min(max(middle, low), high)
             points[1, group, i] = counts[group, start + i]
-        points[0, group, wanted] = min(max(0.0, low), high)
-        points[1, group, wanted] = zeros[group]
+        points[0, group, stop - start] = min(max(0.0, low), high)
+        points[1, group, stop - start] = zeros[group]
+    return start, points

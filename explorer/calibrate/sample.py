@@ -223,14 +223,7 @@ class _Run:
         Gives the number of zeros, which are not among the counts, and whether the counts were made smooth.
         Chance is told from shape by the index of dispersion (Fisher, Thornton, Mackenzie 1922).
         """
-        own, zeros, none, far = self.state.tolist()
-        bins, inner = len(counts), self.found[0]
-        widen(self.found, bins, exponent - own)
-        inverse, half = np.float32(bins / math.ldexp(1, exponent + 1)), np.float32(bins // 2)
-        first, last = (int(end * inverse + half) for end in self.middle)
-        whole, read = self.seen - far, int(inner[:bins].sum()) + zeros
-        smooth = settled(self.found, first, last, whole, zeros, _REACH, _DISPERSION, counts)
-        return zeros * whole / max(read, 1) + none, smooth
+        return settled(self.found, self.state, self.middle, self.seen, exponent, _REACH, _DISPERSION, counts)
 
 
 class GrowingHistogram:
@@ -263,8 +256,7 @@ class GrowingHistogram:
             raise TensorError(f"A growing histogram needs a multiple of 4 bins, not {bins}.")
         self.bins, self.most = bins, most
         self._exponents = np.full(groups, LEAST_EXPONENT, np.int32)
-        self._counts = torch.zeros(groups, bins, dtype=torch.float64)
-        self._zeros = torch.zeros(groups, dtype=torch.float64)
+        self._counts, self._zeros = np.zeros((groups, bins)), np.zeros(groups)
         self._runs: list[_Run] = []
         self._smooth = True
         self._ranges: list[np.ndarray] = []
@@ -273,24 +265,24 @@ class GrowingHistogram:
     @property
     def minimum(self) -> Tensor:
         """The least value of each group so far, float32 ``(groups,)``."""
-        return torch.from_numpy(self._extremes()[0])
+        return torch.from_numpy(self._reached(self._ranges)[0][0])
 
     @property
     def maximum(self) -> Tensor:
         """The largest value of each group so far, float32 ``(groups,)``."""
-        return torch.from_numpy(self._extremes()[1])
+        return torch.from_numpy(self._reached(self._ranges)[0][1])
 
     @property
     def counts(self) -> Tensor:
         """How many values each bin holds, zeros left out, float64 ``(groups, bins)``."""
         self._settle()
-        return self._counts
+        return torch.from_numpy(self._counts)
 
     @property
     def zeros(self) -> Tensor:
         """How many zeros each group holds, float64 ``(groups,)``."""
         self._settle()
-        return self._zeros
+        return torch.from_numpy(self._zeros)
 
     @property
     def count(self) -> Tensor:
@@ -321,24 +313,16 @@ class GrowingHistogram:
         """Double the range of each group until it reaches the power of two of that exponent."""
         steps = exponents - self._exponents
         for group in np.flatnonzero(steps > 0):
-            widen(self._counts.numpy()[group : group + 1], self.bins, steps[group])
+            widen(self._counts[group : group + 1], self.bins, steps[group])
         self._exponents = np.maximum(self._exponents, exponents)
 
-    def _extremes(self) -> np.ndarray:
-        """The least and the largest value of each group so far, float32 ``(2, groups)``."""
-        return self._reached(self._ranges)[0]
-
-    def _reached(self, ranges: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The extremes of some batches, and the exponents that they ask for."""
-        groups = len(self._counts)
+    def _reached(self, ranges: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The extremes of some batches ``(2, groups)``, the exponents that they ask for, and those of each batch."""
+        groups = len(self._zeros)
+        each = np.stack(ranges) if ranges else np.empty((0, 2, groups), np.float32)
         extremes, exponents = np.empty((2, groups), np.float32), np.empty(groups, np.int32)
-        reached(
-            np.stack(ranges) if ranges else np.empty((0, 2, groups), np.float32),
-            LEAST_EXPONENT,
-            extremes,
-            exponents,
-        )
-        return extremes, exponents
+        reached(each, LEAST_EXPONENT, extremes, exponents)
+        return extremes, exponents, each
 
     def add(self, values: Tensor, blocks: Ends | None = None) -> None:
         """Count one batch, float32 ``(groups, elements)``, or a sample of it.
@@ -358,7 +342,7 @@ class GrowingHistogram:
         self._grow(self._reached(self._ranges[-1:])[1])
         heavy = None if weights is None else weights.contiguous().numpy()
         inverses = (1 / self._widths()).astype(np.float32)
-        tally_all(values.contiguous().numpy(), heavy, inverses, self._counts.numpy(), self._zeros.numpy())
+        tally_all(values.contiguous().numpy(), heavy, inverses, self._counts, self._zeros)
         self.values_seen += values.numel()
         self.values_read += values.numel()
 
@@ -380,10 +364,10 @@ class GrowingHistogram:
             return
         runs, self._runs = self._runs, []
         self._grow(np.array([run.state[0] for run in runs], np.int32))
-        rows = zip(runs, self._counts.numpy(), self._exponents.tolist(), strict=True)
-        zeros, smooth = zip(*[run.settle(counts, exponent) for run, counts, exponent in rows], strict=True)
-        self._zeros.numpy()[:] += zeros
-        self._smooth &= all(smooth)
+        for group, (run, exponent) in enumerate(zip(runs, self._exponents.tolist(), strict=True)):
+            zeros, smooth = run.settle(self._counts[group], exponent)
+            self._zeros[group] += zeros
+            self._smooth &= smooth
 
     def merge(self, other: GrowingHistogram) -> None:
         """Add what another histogram counted; its batches come after these.
@@ -394,12 +378,12 @@ class GrowingHistogram:
         if self.counts.shape != other.counts.shape:
             raise TensorError("Histograms of different groups or bins cannot be merged.")
         grown = GrowingHistogram(len(other.counts), other.bins)
-        grown._exponents, grown._counts = other._exponents, other.counts.clone()
+        grown._exponents, grown._counts = other._exponents, other._counts.copy()
         top = np.maximum(self._exponents, other._exponents)
         self._grow(top)
         grown._grow(top)
         self._counts += grown._counts
-        self._zeros += other.zeros
+        self._zeros += other._zeros
         self._ranges += other._ranges
         self.values_seen += other.values_seen
         self._smooth &= other._smooth
@@ -413,19 +397,19 @@ class GrowingHistogram:
         """
         if not self._ranges:
             raise TensorError("No value has been observed; calibration needs at least one image.")
-        half, counts, extremes = self.bins // 2, self.counts.numpy(), self._extremes()
-        used = np.flatnonzero(counts.any(0))
-        start, stop = (int(used[0]), int(used[-1]) + 1) if len(used) else (half, half + 1)
-        points, width = np.empty((2, len(counts), stop - start + 1), np.float32), self.width
-        stand_ins(counts, self._zeros.numpy(), width.numpy(), extremes, start, points)
+        self._settle()
+        extremes, _, ranges = self._reached(self._ranges)
+        widths = self._widths()
+        start, points = stand_ins(self._counts, self._zeros, widths, extremes)
+        values, weights, low, high = map(torch.from_numpy, (*points, *extremes))
         noise = 0.0 if self._smooth and self.share < 1 else 1 / self.share
         return Sample(
-            torch.from_numpy(points[0]),
-            torch.from_numpy(points[1]),
-            torch.from_numpy(extremes[0]),
-            torch.from_numpy(extremes[1]),
-            torch.from_numpy(np.stack(self._ranges)),
-            Bins(width, start - half),
+            values,
+            weights,
+            low,
+            high,
+            torch.from_numpy(ranges),
+            Bins(torch.from_numpy(widths), start - self.bins // 2),
             self.share,
             noise,
         )

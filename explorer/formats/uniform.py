@@ -121,7 +121,7 @@ class Grid:
             return grid
         signed = self.scale.signed and self.format.signed
         positive = self.symmetric and self.convention.unsigned and not signed and bool((minimum >= 0).all())
-        return replace(grid, positive=positive)
+        return grid if positive == grid.positive else replace(grid, positive=positive)
 
     def spanning(self, minimum: Tensor, maximum: Tensor) -> Grid:
         """The grid that knows how far the groups reach, (groups,) each, where parameters depend on the widest."""
@@ -169,7 +169,7 @@ class Grid:
         params = self._symmetric(low, high) if self.symmetric else self._asymmetric(low, high)
         return self._finite(params)
 
-    @property
+    @cached_property
     def affine(self) -> tuple[bool, float, int, int, int, float, float] | None:
         """What the parameters of a range follow from, where they depend on nothing but the range and these numbers.
 

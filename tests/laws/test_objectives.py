@@ -750,25 +750,30 @@ def test_the_divergence_from_some_values_is_as_good(kind: str) -> None:
 
 def test_counts_that_differ_by_chance_are_averaged_and_a_shape_is_not() -> None:
     draw = np.random.default_rng(3)
-    density = 200 * np.exp(-(np.linspace(-3, 3, 2000) ** 2) / 2)
+    density = 200 * np.exp(-(np.linspace(-3, 3, 2048) ** 2) / 2)
 
     def spread(counts: np.ndarray, first: int = 0) -> tuple[bool, np.ndarray]:
         """Two values stand for each that was counted; of a hundred zeros nothing is said."""
-        ends, found = np.zeros_like(counts), np.zeros(len(counts))
+        bins = len(counts)
+        ends, found = np.zeros(bins + 8, np.int64), np.zeros(bins)
         ends[0] = 3
-        whole = 2 * (int(counts.sum()) + 100)
-        smooth = settled(np.stack([counts, ends]), first, len(counts) - 1, whole, 100, 16, 1.1, found)
-        assert found.sum() == pytest.approx(2 * counts.sum() + 3)
+        places = np.stack([np.pad(counts, (0, 8)), ends])
+        # Bins that are 1 wide, in a range of a power of two.
+        exponent = (bins - 1).bit_length() - 1
+        middle = np.float32([first, bins - 1]) - bins // 2
+        state, seen = np.array([exponent, 100, 7, 3]), 2 * (int(counts.sum()) + 100) + 3
+        zeros, smooth = settled(places, state, middle, seen, exponent, 16, 1.1, found)
+        assert zeros == pytest.approx(207) and found.sum() == pytest.approx(2 * counts.sum() + 3)
         found[0] -= 3
         return smooth, found / 2
 
     counts = draw.poisson(density)
     smooth, even = spread(counts)
     assert smooth and np.square(even - density).sum() < 0.1 * np.square(counts - density).sum()
-    counts = draw.poisson(density * (1 + 0.5 * (np.arange(2000) % 7 == 0)))
+    counts = draw.poisson(density * (1 + 0.5 * (np.arange(2048) % 7 == 0)))
     smooth, same = spread(counts)
     assert not smooth and np.allclose(same, counts)
-    assert spread(np.array([5]))[0]
+    assert spread(np.array([5, 5]))[0]
     # One just beyond the middle, by the rounding of an edge, is kept.
     spread(np.array([0, 5, 5, 5]), 2)
 
