@@ -18,8 +18,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
+from explorer.compiled import alone
 from explorer.errors import SchemeError, unknown
 from explorer.formats.base import IntegerFormat
 from explorer.formats.codebook import Codebook, CodebookFormat
@@ -31,8 +31,6 @@ from explorer.formats.scales import LARGEST, SCALES, TINY, ScaleRule
 PIECE = 1 << 20
 # A run of fewer neighbours that share a scale is not worth a vector loop of its own.
 SHORT_RUN = 32
-# So many threads take as long for the passes of torch as one does for a loop of our own.
-_FEW_THREADS = 4
 # No level of a format is further from zero, in units of the scale.
 _MOST_STEPS = 1 << 16
 # Adding a tensor is faster than adding a Python number, of which every call makes a tensor.
@@ -404,11 +402,7 @@ def fake_quantize_(
         for part, result, step in _pieces(values, out, scale):
             torch.mul(params.levels.round(part / step), step, out=result)
         return out
-    if (
-        (values.numel() <= PIECE or torch.get_num_threads() <= _FEW_THREADS)
-        and _plain(values)
-        and _plain(out)
-    ):
+    if alone(values, out):
         _round_in_one_pass(values, scale, zero_point, params, out)
         return out
     if zero_point.numel() == 1:
@@ -433,16 +427,6 @@ def fake_quantize_(
         # + 0.0 is not needed for the value but turns -0.0, which codes cannot tell from 0.0, into 0.0.
         result.add_(_ZERO).mul_(step)
     return out
-
-
-def _plain(tensor: Tensor) -> bool:
-    """Whether a tensor lies in memory as a loop of our own reads it."""
-    return (
-        type(tensor) in (Tensor, Parameter)
-        and tensor.dtype is torch.float32
-        and tensor.is_cpu
-        and tensor.is_contiguous()
-    )
 
 
 def _round_in_one_pass(

@@ -14,6 +14,9 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from explorer.compiled import alone
+from explorer.study.loops import error_sums
+
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
 # Halvings of an interval of length 2: what is left is below 1e-9.
@@ -57,6 +60,12 @@ class ErrorSums:
         """The sums for two tensors of one shape, accumulated in float64."""
         if x.numel() == 0:
             return cls()
+        if alone(x, y):
+            signal, noise, cross, image, peak = error_sums(
+                *(each.detach().numpy().reshape(-1) for each in (x, y))
+            )
+            if math.isfinite(noise):
+                return cls(x.numel(), signal, noise, cross, image, peak)
         error = x.detach() - y.detach()
         signal, noise, image = _energy(x), _energy(error), _energy(y)
         if math.isinf(noise):
@@ -219,7 +228,9 @@ def _hall(values: np.ndarray, confidence: float) -> Interval:
     # What is left of equal values after rounding is no spread.
     if spread <= 1e-12 * abs(mean):
         return mean, mean
-    skew = float((((values - mean) / spread) ** 3).mean()) * (1 + 6 / math.sqrt(count))
+    normed = (values - mean) / spread
+    # A product takes a tenth of the time of a power.
+    skew = float((normed * normed * normed).mean()) * (1 + 6 / math.sqrt(count))
     x = _t(count, confidence) / math.sqrt(count)
 
     def statistic(normal: float) -> float:

@@ -8,6 +8,7 @@ mean IoU) is no metric here.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -144,8 +145,8 @@ class Metric:
                 f"{about} gives complex numbers; a score is a real number, larger being better."
             )
         found = found.detach().cpu().double()
-        bad = int((~torch.isfinite(found)).sum())
-        if bad:
+        if not math.isfinite(float(found.sum())) and not bool(torch.isfinite(found).all()):
+            bad = int((~torch.isfinite(found)).sum())
             at = int((~torch.isfinite(found)).nonzero()[0])
             raise MetricError(
                 f"{about} gives NaN or infinity for {bad:,} of {len(found):,} examples, the first at place {at}; "

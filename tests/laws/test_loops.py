@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from explorer.compiled import compiled
 from explorer.formats import CONVENTIONS, FORMATS, Grid, QParams, fake_quantize_, granularity, uniform
 from explorer.formats import loops as formats
 from explorer.recipe import TensorScheme
+from explorer.study import loops as measures
+from explorer.study.metrics import ErrorSums
 from explorer.tensor import fit_tensor
 
 Case = tuple[Callable[..., Any], list[Any]]
@@ -119,13 +122,13 @@ LOOPS: dict[str, Callable[[int], Case]] = {
     "rounded, one by one": lambda s: (formats.rounded, [
         drawn(s, 60), 1, np.float32([0.1, 0.2, 0.3]), np.int32([1] if s % 3 else [0, 3, -2]), -4, 3, s % 2 == 0,
         empty(60, dtype=np.float32)]),
+    "error_sums": lambda s: (measures.error_sums, [drawn(s, 70), drawn(s + 1, 70)]),
 }  # fmt: skip
 
 
 def test_every_loop_is_in_the_table() -> None:
-    found = {
-        name for file in (loops, formats) for name, each in vars(file).items() if hasattr(each, "__wrapped__")
-    }
+    files = loops, formats, measures
+    found = {name for file in files for name, each in vars(file).items() if hasattr(each, "__wrapped__")}
     assert found == {name.partition(",")[0] for name in LOOPS}
 
 
@@ -185,10 +188,11 @@ def test_extremes_are_those_of_numpy(values: np.ndarray, block: int) -> None:
     found = loops.tally_some(
         values[:0], values, block, low, high, 1, 0, -100, np.array([least, largest]), state, places
     )
-    far = values[(values < least) | (values > largest)]
+    far = values[(values < least) | (values > largest)].astype(np.float64)
     assert found == state[3] == len(far) and state[2] == (far == 0).sum() and places[0].sum() == 0
     # Edges are those of float32: what is next to nothing lies on either side of zero.
-    wanted = far[far != 0] * np.float32(64 / np.ldexp(1.0, state[0] + 1)) + np.float32(32)
+    factor = 64 / np.ldexp(1.0, state[0] + 1)
+    wanted = (far[far != 0] * factor).astype(np.float32) + np.float32(32)
     counts = np.bincount(wanted.clip(0, 63).astype(int), minlength=64)
     assert places[1, :64].tolist() == counts.tolist() and not places[1, 64:].any()
 
@@ -279,6 +283,27 @@ def test_parameters_in_one_loop_are_those_of_torch(
     assert one.zero_point.dtype == many.zero_point.dtype
 
 
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.float32, st.tuples(st.just(2), st.integers(1, 60)), elements=st.floats(-1e4, 1e4, width=32))
+)
+def test_sums_of_errors_are_those_of_float64(pair: np.ndarray) -> None:
+    x, y = pair.astype(np.float64)
+    error = (pair[0] - pair[1]).astype(np.float64)
+    wanted = x @ x, error @ error, x @ y, y @ y, np.abs(error).max()
+    scale = x @ x + y @ y
+    for one, other in zip(measures.error_sums(*pair), wanted, strict=True):
+        assert one == pytest.approx(other, rel=1e-12, abs=1e-12 * scale)
+
+
+@pytest.mark.parametrize("worst", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_an_infinite_error(worst: float) -> None:
+    x, y = torch.ones(40), torch.ones(40)
+    y[17] = worst
+    for each in (ErrorSums.of(x, y), ErrorSums.of(x[::2], torch.cat([y[17:], x])[: len(x[::2])])):
+        assert each.noise == each.peak == math.inf and each.sqnr_db == -math.inf
+
+
 def test_many_threads_take_the_passes_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     values, params = (
         torch.randn(64, 64),
@@ -286,7 +311,8 @@ def test_many_threads_take_the_passes_of_torch(monkeypatch: pytest.MonkeyPatch) 
     )
     spread = params.spread(lambda number: number.reshape(()))
     wanted = fake_quantize_(values, *spread, params)
-    monkeypatch.setattr(uniform, "_FEW_THREADS", 0)
+    monkeypatch.setattr("explorer.compiled._FEW_THREADS", 0)
+    monkeypatch.setattr("explorer.compiled._FEW_VALUES", 64)
     monkeypatch.setattr(uniform, "PIECE", 64)
     monkeypatch.setattr(uniform, "rounded", lambda *_: pytest.fail("a loop on one thread"))
     assert torch.equal(fake_quantize_(values, *spread, params), wanted)
