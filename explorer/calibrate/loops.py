@@ -14,6 +14,25 @@ from explorer.formats.loops import affine
 
 
 @compiled
+def turned_ends(bits: np.ndarray) -> tuple[np.int32, np.int32]:
+    """The extremes of values, turned.
+
+    Numbers are compared by their bits, turned so that the lower number is the lower integer: that takes a quarter of
+    the time.  Turning once more gives the bits.
+
+    Args:
+        bits: of float32 values, int32 ``(size,)``.
+    """
+    magnitude = np.int32(0x7FFFFFFF)
+    low, high = magnitude, np.int32(-0x80000000)
+    for i in range(len(bits)):
+        value = bits[i]
+        value = value ^ ((value >> 31) & magnitude)
+        low, high = min(low, value), max(high, value)
+    return low, high
+
+
+@compiled
 def survey(
     bits: np.ndarray,
     block: int,
@@ -24,9 +43,6 @@ def survey(
     some: np.ndarray,
 ) -> None:
     """The extremes of values, and of each block of them, and a sample, in one pass.
-
-    Numbers are compared by their bits, turned so that the lower number is the lower integer: that takes a quarter of
-    the time.
 
     Args:
         bits: of float32 values, int32 ``(size,)``.
@@ -41,12 +57,7 @@ def survey(
     least, largest = magnitude, np.int32(-0x80000000)
     size, place, taken = len(bits), 0, 0
     for index in range(len(lows)):
-        row = bits[index * block : min(index * block + block, size)]
-        low, high = magnitude, np.int32(-0x80000000)
-        for i in range(len(row)):
-            value = row[i]
-            value = value ^ ((value >> 31) & magnitude)
-            low, high = min(low, value), max(high, value)
+        low, high = turned_ends(bits[index * block : min(index * block + block, size)])
         least, largest = min(least, low), max(largest, high)
         lows[index], highs[index] = low ^ ((low >> 31) & magnitude), high ^ ((high >> 31) & magnitude)
         # What was compared is still at hand.
@@ -63,24 +74,6 @@ def power_above(low: Real, high: Real, least: int) -> int:
     # |x| = mantissa * 2**exponent with mantissa in [0.5, 1).  Zero asks for no range at all.
     absmax = max(-low, high)
     return max(min(math.frexp(absmax)[1], 128), least) if absmax > 0 else least
-
-
-@compiled
-def reached(ranges: np.ndarray, least: int, extremes: np.ndarray, exponents: np.ndarray) -> None:
-    """The extremes of some batches together, and the lowest power of two that each group stays below.
-
-    Args:
-        ranges: the least and the largest values of each batch, float32 ``(batches, 2, groups)``.
-        least: the lowest exponent there is.
-        extremes: where those of all are put, float32 ``(2, groups)``.
-        exponents: where the exponents are put, at most 128, int32 ``(groups,)``.
-    """
-    for group in range(ranges.shape[2]):
-        low, high = np.float32(np.inf), np.float32(-np.inf)
-        for batch in range(ranges.shape[0]):
-            low, high = min(low, ranges[batch, 0, group]), max(high, ranges[batch, 1, group])
-        extremes[0, group], extremes[1, group] = low, high
-        exponents[group] = power_above(low, high, least)
 
 
 @compiled
@@ -244,9 +237,11 @@ def look(
 def tally_all(
     values: np.ndarray,
     weights: np.ndarray | None,
-    inverses: np.ndarray,
+    least: int,
+    exponents: np.ndarray,
     counts: np.ndarray,
     zeros: np.ndarray,
+    ends: np.ndarray,
 ) -> None:
     """Count each value of each group in the bins of a growing histogram.
 
@@ -255,16 +250,28 @@ def tally_all(
     Args:
         values: float32 ``(groups, size)``.
         weights: how often each counts, float32 ``(groups, size)``, or None for once.
-        inverses: how many bins a real one is, float32 ``(groups,)``.
+        least: the lowest exponent of a range.
+        exponents: those of the ranges, int32 ``(groups,)``; they grow where a value asks for it.
         counts: of each bin, float64 ``(groups, bins)``, to which those of these values are added.
         zeros: float64 ``(groups,)``, likewise.
+        ends: where the least and the largest values are put, float32 ``(groups, 2)``.
     """
     groups, bins = counts.shape
     half, top, nothing = np.float32(bins // 2), np.float32(bins - 1), np.float32(0)
+    magnitude, turned = np.int32(0x7FFFFFFF), ends.view(np.int32)
     # As in tally_some.
     places, own = np.empty(256, np.int32), np.empty(bins + 8)
     for group in range(groups):
-        inverse = inverses[group]
+        low, high = turned_ends(values[group].view(np.int32))
+        turned[group, 0], turned[group, 1] = (
+            low ^ ((low >> 31) & magnitude),
+            high ^ ((high >> 31) & magnitude),
+        )
+        exponent = power_above(ends[group, 0], ends[group, 1], least)
+        if exponent > exponents[group]:
+            widen(counts[group : group + 1], bins, exponent - exponents[group])
+            exponents[group] = exponent
+        inverse = np.float32(bins / math.ldexp(1.0, int(exponents[group]) + 1))
         for i in range(len(own)):
             own[i] = 0.0
         for start in range(0, values.shape[1], len(places)):
@@ -683,8 +690,8 @@ def recount(
 
 @compiled
 def stand_ins(
-    counts: np.ndarray, zeros: np.ndarray, widths: np.ndarray, extremes: np.ndarray
-) -> tuple[int, np.ndarray]:
+    counts: np.ndarray, zeros: np.ndarray, widths: np.ndarray, ranges: np.ndarray
+) -> tuple[int, np.ndarray, np.ndarray]:
     """The middle of each bin and what it counts, and zero with the zeros behind the last.
 
     No middle is put beyond the extremes, or a range fitted to it would be.  Bins at the ends that are empty in all
@@ -694,10 +701,11 @@ def stand_ins(
         counts: float64 ``(groups, bins)``.
         zeros: float64 ``(groups,)``.
         widths: of a bin, float64 ``(groups,)``.
-        extremes: float32 ``(2, groups)``.
+        ranges: the least and the largest values of each batch, float32 ``(batches, 2, groups)``.
 
     Returns:
-        the first bin that is there, and the middles and the counts, float32 ``(2, groups, wanted + 1)``.
+        the first bin that is there, the middles and the counts, float32 ``(2, groups, wanted + 1)``, and the extremes
+        of each group, float32 ``(2, groups)``.
     """
     groups, bins = counts.shape
     start, stop = bins, 0
@@ -710,13 +718,16 @@ def stand_ins(
         start, stop = min(start, low), max(stop, high)
     if start >= stop:
         start, stop = bins // 2, bins // 2 + 1
-    points = np.empty((2, groups, stop - start + 1), np.float32)
+    points, extremes = np.empty((2, groups, stop - start + 1), np.float32), np.empty((2, groups), np.float32)
     for group in range(groups):
-        low, high = extremes[0, group], extremes[1, group]
+        least, largest = np.float32(np.inf), np.float32(-np.inf)
+        for batch in range(len(ranges)):
+            least, largest = min(least, ranges[batch, 0, group]), max(largest, ranges[batch, 1, group])
+        extremes[0, group], extremes[1, group] = least, largest
         for i in range(stop - start):
             middle = (start + i - bins // 2 + 0.5) * widths[group]
-            points[0, group, i] = min(max(middle, low), high)
+            points[0, group, i] = min(max(middle, least), largest)
             points[1, group, i] = counts[group, start + i]
-        points[0, group, stop - start] = min(max(0.0, low), high)
+        points[0, group, stop - start] = min(max(0.0, least), largest)
         points[1, group, stop - start] = zeros[group]
-    return start, points
+    return start, points, extremes

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from explorer.calibrate.loops import look, reached, settled, stand_ins, survey, tally_all, tally_some, widen
+from explorer.calibrate.loops import look, settled, stand_ins, survey, tally_all, tally_some, widen
 from explorer.errors import TensorError
 from explorer.formats import Granularity
 
@@ -265,12 +265,12 @@ class GrowingHistogram:
     @property
     def minimum(self) -> Tensor:
         """The least value of each group so far, float32 ``(groups,)``."""
-        return torch.from_numpy(self._reached(self._ranges)[0][0])
+        return torch.from_numpy(np.min([low for low, _ in self._ranges], 0))
 
     @property
     def maximum(self) -> Tensor:
         """The largest value of each group so far, float32 ``(groups,)``."""
-        return torch.from_numpy(self._reached(self._ranges)[0][1])
+        return torch.from_numpy(np.max([high for _, high in self._ranges], 0))
 
     @property
     def counts(self) -> Tensor:
@@ -298,7 +298,7 @@ class GrowingHistogram:
     def exponent(self) -> Tensor:
         """The power of two up to which the bins of each group reach, int32 ``(groups,)``."""
         self._settle()
-        return torch.from_numpy(self._exponents)
+        return torch.from_numpy(self._exponents.copy())
 
     @property
     def width(self) -> Tensor:
@@ -314,15 +314,7 @@ class GrowingHistogram:
         steps = exponents - self._exponents
         for group in np.flatnonzero(steps > 0):
             widen(self._counts[group : group + 1], self.bins, steps[group])
-        self._exponents = np.maximum(self._exponents, exponents)
-
-    def _reached(self, ranges: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The extremes of some batches ``(2, groups)``, the exponents that they ask for, and those of each batch."""
-        groups = len(self._zeros)
-        each = np.stack(ranges) if ranges else np.empty((0, 2, groups), np.float32)
-        extremes, exponents = np.empty((2, groups), np.float32), np.empty(groups, np.int32)
-        reached(each, LEAST_EXPONENT, extremes, exponents)
-        return extremes, exponents, each
+        np.maximum(self._exponents, exponents, out=self._exponents)
 
     def add(self, values: Tensor, blocks: Ends | None = None) -> None:
         """Count one batch, float32 ``(groups, elements)``, or a sample of it.
@@ -338,11 +330,18 @@ class GrowingHistogram:
 
     def count_all(self, values: Tensor, weights: Tensor | None = None) -> None:
         """Count each value of a batch, ``weights`` times where they are given; both ``(groups, elements)``."""
-        self._ranges.append(torch.stack([values.amin(1), values.amax(1)]).numpy())
-        self._grow(self._reached(self._ranges[-1:])[1])
         heavy = None if weights is None else weights.contiguous().numpy()
-        inverses = (1 / self._widths()).astype(np.float32)
-        tally_all(values.contiguous().numpy(), heavy, inverses, self._counts, self._zeros)
+        ends = np.empty((len(values), 2), np.float32)
+        tally_all(
+            values.contiguous().numpy(),
+            heavy,
+            LEAST_EXPONENT,
+            self._exponents,
+            self._counts,
+            self._zeros,
+            ends,
+        )
+        self._ranges.append(ends.T)
         self.values_seen += values.numel()
         self.values_read += values.numel()
 
@@ -378,7 +377,7 @@ class GrowingHistogram:
         if self.counts.shape != other.counts.shape:
             raise TensorError("Histograms of different groups or bins cannot be merged.")
         grown = GrowingHistogram(len(other.counts), other.bins)
-        grown._exponents, grown._counts = other._exponents, other._counts.copy()
+        grown._exponents, grown._counts = other._exponents.copy(), other._counts.copy()
         top = np.maximum(self._exponents, other._exponents)
         self._grow(top)
         grown._grow(top)
@@ -398,9 +397,8 @@ class GrowingHistogram:
         if not self._ranges:
             raise TensorError("No value has been observed; calibration needs at least one image.")
         self._settle()
-        extremes, _, ranges = self._reached(self._ranges)
-        widths = self._widths()
-        start, points = stand_ins(self._counts, self._zeros, widths, extremes)
+        widths, ranges = self._widths(), np.stack(self._ranges)
+        start, points, extremes = stand_ins(self._counts, self._zeros, widths, ranges)
         values, weights, low, high = map(torch.from_numpy, (*points, *extremes))
         noise = 0.0 if self._smooth and self.share < 1 else 1 / self.share
         return Sample(

@@ -63,8 +63,7 @@ LOOPS: dict[str, Callable[[int], Case]] = {
     "survey": lambda s: (loops.survey, [
         drawn(s, 70).view(np.int32), 32, 3, empty(3, dtype=np.int32), empty(3, dtype=np.int32),
         empty(2, dtype=np.int32), empty(8, dtype=np.int32)]),
-    "reached": lambda s: (loops.reached, [
-        np.sort(drawn(s, 3, 2, 4), 1), -100, empty(2, 4, dtype=np.float32), empty(4, dtype=np.int32)]),
+    "turned_ends": lambda s: (loops.turned_ends, [drawn(s, 70).view(np.int32)]),
     "power_above": lambda s: (loops.power_above, [float(-(2.0 ** (s % 300 - 150))), 0.125, -100]),
     "widen": lambda s: (loops.widen, [counted(s, 2, 40), 32, s % 4]),
     "furthest": lambda s: (loops.furthest, [drawn(s, 40), 1 + s % 3, 4, 1 if s % 2 else -1]),
@@ -76,9 +75,11 @@ LOOPS: dict[str, Callable[[int], Case]] = {
         drawn(s, 600), 32, 3, 90, 1, 2, -100, np.float32([np.nan, np.nan]), np.array([-100, 0, 0, 0]),
         empty(2, 40, dtype=np.int64), empty(2, dtype=np.float32)]),
     "tally_all": lambda s: (loops.tally_all, [
-        drawn(s, 3, 300), None, np.float32([5, 4, 3]), empty(3, 32), empty(3)]),
+        drawn(s, 3, 300), None, -100, np.int32([-100, 0, 4]), counted(s, 3, 32), empty(3),
+        empty(3, 2, dtype=np.float32)]),
     "tally_all, weighted": lambda s: (loops.tally_all, [
-        drawn(s, 3, 300), drawn(s + 1, 3, 300), np.float32([5, 4, 3]), empty(3, 32), empty(3)]),
+        drawn(s, 3, 300), np.abs(drawn(s + 1, 3, 300)), -100, np.int32([-100, 0, 4]), counted(s, 3, 32), empty(3),
+        empty(3, 2, dtype=np.float32)]),
     "settled": lambda s: (loops.settled, [
         counted(s, 2, 48).astype(np.int64), np.array([-3, 7, 3, 30]), np.float32([-0.08, 0.06]), 10_000, -3 + s % 3, 5,
         1.1 if s % 2 else 1e9, empty(40)]),
@@ -115,7 +116,7 @@ LOOPS: dict[str, Callable[[int], Case]] = {
         np.float32([3, 0]), empty(2, 16)]),
     "stand_ins": lambda s: (loops.stand_ins, [
         np.pad(counted(s, 2, 20), ((0, 0), (4, 0))) * (s % 5 > 0), np.float64([3, 0]), np.float64([0.5, 0.25]),
-        np.float32([[-2, -1], [2, 1]])]),
+        np.float32([[[-1, -1], [2, 1]], [[-2, 0], [1, 1]]])]),
     "rounded": lambda s: (formats.rounded, [
         drawn(s, 60), 5, np.float32([0.1, 0.2, 0.3]), np.int32([0, 3, -2]), -4, 3, s % 2 == 0,
         empty(60, dtype=np.float32)]),
@@ -192,7 +193,7 @@ def test_extremes_are_those_of_numpy(values: np.ndarray, block: int) -> None:
     assert found == state[3] == len(far) and state[2] == (far == 0).sum() and places[0].sum() == 0
     # Edges are those of float32: what is next to nothing lies on either side of zero.
     factor = 64 / np.ldexp(1.0, state[0] + 1)
-    wanted = (far[far != 0] * factor).astype(np.float32) + np.float32(32)
+    wanted = (far[far != 0] * factor).clip(-64, 64).astype(np.float32) + np.float32(32)
     counts = np.bincount(wanted.clip(0, 63).astype(int), minlength=64)
     assert places[1, :64].tolist() == counts.tolist() and not places[1, 64:].any()
 
