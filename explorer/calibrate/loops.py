@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from explorer.compiled import Real, compiled
+from explorer.compiled import Real, compiled, summing
 from explorer.formats.loops import affine
 
 
@@ -350,6 +350,84 @@ def settled(
     return state[1] * scale + state[2], smooth
 
 
+@summing
+def rounding_error(
+    row: np.ndarray,
+    weights: np.ndarray | None,
+    step: Real,
+    zero: int,
+    qmin: int,
+    qmax: int,
+    best: Real,
+) -> Real:
+    """The sum of squared errors of a candidate, infinity where it is no less than ``best``.
+
+    Values are multiplied by ``1 / scale``: at a tie, where that may decide otherwise, both codes have the same error.
+
+    Args:
+        row: float32 ``(points,)``.
+        weights: how often each counts, float32 ``(points,)``, or None for once.
+        step: the scale, as a float32.
+        zero: the code of zero.
+        qmin: the lowest code.
+        qmax: the highest code.
+        best: the cost of another.
+    """
+    low, high = np.float32(qmin - zero), np.float32(qmax - zero)
+    total: Real = 0.0
+    # In float64, or a division by the scale would be made of the product.
+    factor = np.float32(1 / np.float64(step))
+    # So many float32 numbers are added with an error in the seventh digit; then it is seen whether to go on.
+    for start in range(0, len(row), 512):
+        some: np.ndarray = row[start : start + 512]
+        part: Real = np.float32(0)
+        if weights is None:
+            for i in range(len(some)):
+                error = max(min(np.rint(some[i] * factor), high), low) * step - some[i]
+                part += error * error
+        else:
+            often = weights[start : start + 512]
+            for i in range(len(some)):
+                error = max(min(np.rint(some[i] * factor), high), low) * step - some[i]
+                part += error * error * often[i]
+        total += part
+        # Not a number is as bad.
+        if not total < best:
+            return np.inf
+    return total
+
+
+@compiled
+def rounding_errors(
+    values: np.ndarray,
+    weights: np.ndarray | None,
+    scale: np.ndarray,
+    zero_point: np.ndarray,
+    qmin: int,
+    qmax: int,
+    found: np.ndarray,
+) -> None:
+    """:func:`rounding_error` of candidates, infinity for one that is no better than an earlier one of its group.
+
+    Args:
+        values: float32 ``(groups, points)``.
+        weights: float32 like ``values``, or None.
+        scale: of candidates, float32 ``(groups, candidates)``.
+        zero_point: int32, like ``scale``.
+        qmin: the lowest code.
+        qmax: the highest code.
+        found: float64, like ``scale``, where the sums are put.
+    """
+    for group in range(len(values)):
+        best = np.inf
+        for candidate in range(scale.shape[1]):
+            found[group, candidate] = rounding_error(
+                values[group], None if weights is None else weights[group], scale[group, candidate],
+                zero_point[group, candidate], qmin, qmax, best,
+            )  # fmt: skip
+            best = min(best, found[group, candidate])
+
+
 @compiled
 def squared_error(
     sums: np.ndarray, moments: np.ndarray, first: int, step: Real, zero_point: int, qmin: int, qmax: int
@@ -593,6 +671,8 @@ def divergences(
 def descend(
     full: np.ndarray,
     factors: np.ndarray,
+    offsets: np.ndarray,
+    bounds: np.ndarray,
     starts: np.ndarray,
     symmetric: bool,
     steps: Real,
@@ -601,6 +681,10 @@ def descend(
     centre: int,
     floor: Real,
     least_range: Real,
+    values: np.ndarray | None,
+    weights: np.ndarray | None,
+    unit: np.ndarray,
+    ends: np.ndarray,
     sums: np.ndarray,
     width: np.ndarray,
     moments: np.ndarray | None,
@@ -612,14 +696,19 @@ def descend(
     least: int,
     shares: np.ndarray,
 ) -> None:
-    """The shares of full ranges that cost least, the candidates of each stage being factors of the best so far.
+    """The shares of full ranges that cost least, the candidates of each stage lying about the best so far.
 
     Args:
         full: the ranges, which hold zero, float32 ``(2, groups)``.
-        factors: of both ends, float64 ``(2, candidates)``, stage after stage.
+        factors: of the best shares of both ends, float64 ``(2, candidates)``, stage after stage.
+        offsets: what is then added, like ``factors``.
+        bounds: the smallest and the largest share that each may be, likewise.
         starts: where the stages begin, and behind the last, ``(stages + 1,)``.
         symmetric, steps, lowest, highest, centre, floor, least_range: as in :func:`affine`.
-        sums: of the bins, as the costs need them, float64 ``(groups, bins + 1, 3)``.
+        values, weights: for :func:`rounding_error`, float32 ``(groups, points)``; None where the cost is another.
+        unit: how many units of the values a real one is, float32 ``(groups,)``.
+        ends: the least and the largest value of each group, in units, float32 ``(2, groups)``, or nothing for all.
+        sums: of the bins, as the other costs need them, float64 ``(groups, bins + 1, 3)``.
         width: of a bin, float64 ``(groups,)``, or how far the bins reach, float32 ``(groups,)``.
         moments: for :func:`squared_error`, None where the cost is another.
         first: for it, too.
@@ -627,19 +716,38 @@ def descend(
         each, noise, edges, least: for it, too.
         shares: float32 ``(2, groups)``, where those found are put.
     """
-    tiny, one = np.float32(1e-3), np.float32(1)
+    largest = np.float32(np.finfo(np.float32).max)
     for group in range(full.shape[1]):
-        best = np.inf
-        left = right = one
+        best: Real = np.inf
+        cost: Real = np.inf
+        left = right = np.float32(1)
         for stage in range(len(starts) - 1):
             base_left, base_right = left, right
             for i in range(starts[stage], starts[stage + 1]):
-                low = min(max(np.float32(base_left * factors[0, i]), tiny), one)
-                high = min(max(np.float32(base_right * factors[1, i]), tiny), one)
+                low, high = (
+                    base_left * factors[0, i] + offsets[0, i],
+                    base_right * factors[1, i] + offsets[1, i],
+                )
+                low, high = (
+                    min(max(low, bounds[0, i]), bounds[1, i]),
+                    min(max(high, bounds[0, i]), bounds[1, i]),
+                )
+                share, other = np.float32(low), np.float32(high)
                 step, zero = affine(
-                    full[0, group] * low, full[1, group] * high, symmetric, np.float32(steps), lowest, highest, centre,
-                    np.float32(floor), np.float32(least_range),
+                    full[0, group] * share, full[1, group] * other, symmetric, np.float32(steps), lowest, highest,
+                    centre, np.float32(floor), np.float32(least_range),
                 )  # fmt: skip
+                if values is not None:
+                    # A least scale may be beyond all that the group holds, in its units beyond all numbers.
+                    step = min(step * unit[group], largest)
+                    # What the ends alone lose may be too much.
+                    below = max(step * (lowest - zero) - ends[0, group], 0.0)
+                    above = max(ends[1, group] - step * (highest - zero), 0.0)
+                    if below * below >= best or above * above >= best:
+                        continue
+                    cost = rounding_error(
+                        values[group], None if weights is None else weights[group], step, zero, lowest, highest, best
+                    )  # fmt: skip
                 if moments is not None:
                     cost = squared_error(
                         sums[group], moments[group], first, step / width[group], zero, lowest, highest
@@ -650,7 +758,7 @@ def descend(
                         np.float32(zero), least,
                     )  # fmt: skip
                 if cost < best:
-                    best, left, right = cost, low, high
+                    best, left, right = cost, share, other
         shares[0, group], shares[1, group] = left, right
 
 

@@ -6,18 +6,20 @@ the bin of an edge is computed, not searched for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from explorer.calibrate.loops import (
     descend,
     divergences,
     recount,
+    rounding_errors,
     running_entropies,
     running_sums,
     squared_errors,
@@ -27,6 +29,8 @@ from explorer.formats import QParams, fake_quantize_
 
 # What the parameters of a range follow from, as a grid says it.
 Rule = tuple[bool, float, int, int, int, float, float]
+# What one of the costs has and another has not.
+_NONE, _NO_ENDS, _NO_SUMS = np.empty(0, np.float32), np.empty((2, 0), np.float32), np.empty((0, 0, 3))
 # Elements of a group of which one extreme stands for all in a bound on what is clipped.
 _BLOCK = 16
 # Candidates of few values are tried together, so many numbers at a time: each pass has a cost of its own.
@@ -64,8 +68,7 @@ class Plain:
     def of(cls, sample: Sample, bits: int, exponent: float) -> Plain:
         """The values of a sample, to be quantized to ``bits`` bits."""
         axis = int(sample.values.shape[1] > sample.groups)
-        extent = torch.frexp(torch.maximum(-sample.minimum, sample.maximum))[1]
-        unit = torch.exp2((bits - extent).clamp(max=126).float())
+        unit = _unit(sample, bits)
         scaled = sample.values * unit[:, None]
         lows, highs = sample.minimum[:, None] * unit[:, None], sample.maximum[:, None] * unit[:, None]
         groups, points = scaled.shape
@@ -118,30 +121,106 @@ class Plain:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """The candidates of a search, factors of the best shares of the full range so far, one stage after the other.
+class Stage:
+    """Some candidates of a search, made of the best shares of the full range so far.
 
     Args:
-        factors: of both ends, float64 ``(2, candidates)``.
-        starts: where the stages begin, and behind the last, ``(stages + 1,)``.
+        factors: of the shares of both ends, float64 ``(2, candidates)``.
+        offsets: what is then added, likewise.
+        least: the smallest share.
+        most: the largest.
     """
 
     factors: np.ndarray
-    starts: np.ndarray
+    offsets: np.ndarray
+    least: float = 1e-3
+    most: float = 1.0
 
     @classmethod
-    def of(cls, *stages: tuple[np.ndarray, np.ndarray]) -> Plan:
-        """The plan of stages given as factors of the lower and of the higher end.
+    def times(
+        cls, low: ArrayLike, high: ArrayLike | None = None, least: float = 1e-3, most: float = 1.0
+    ) -> Stage:
+        """The best times some factors, those of both ends alike unless ``high`` is given."""
+        factors = np.array(np.broadcast_arrays(low, low if high is None else high), float)
+        return cls(factors, np.zeros_like(factors), least, most)
 
-        >>> Plan.of((np.array([1.0, 0.5]), np.array([1.0, 0.5])), (np.array([0.9]), np.array([0.8]))).starts
-        array([0, 2, 3])
+    @classmethod
+    def plus(cls, low: ArrayLike, high: ArrayLike, least: float = 1e-3) -> Stage:
+        """The best and some numbers."""
+        offsets = np.array(np.broadcast_arrays(low, high), float)
+        return cls(np.ones_like(offsets), offsets, least)
+
+    def about(self, shares: np.ndarray) -> np.ndarray:
+        """The candidates, float32 ``(2, groups, candidates)``, for the best of each group so far, ``(2, groups)``.
+
+        >>> Stage.plus([-0.5, 0.0, 0.5], 0).about(np.full((2, 1), 0.75, np.float32)).tolist()
+        [[[0.25, 0.75, 1.0]], [[0.75, 0.75, 0.75]]]
         """
-        return cls(np.concatenate(stages, 1), np.cumsum([0, *[len(low) for low, _ in stages]]))
+        found = shares[..., None] * self.factors[:, None] + self.offsets[:, None]
+        return found.clip(self.least, self.most).astype(np.float32)
 
-    @property
-    def stages(self) -> Iterator[np.ndarray]:
-        """The factors of each stage, ``(2, candidates)``."""
-        return (self.factors[:, start:stop] for start, stop in pairwise(self.starts))
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The candidates of a search, one stage after the other."""
+
+    stages: tuple[Stage, ...]
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Factors and offsets of all, ``(2, candidates)``, least and largest shares, likewise, and where stages begin.
+
+        >>> Plan((Stage.times([1.0, 0.5]), Stage.plus([-0.1, 0.0, 0.1], 0))).arrays[-1]
+        array([0, 2, 5])
+        """
+        counts = [stage.factors.shape[1] for stage in self.stages]
+        return (
+            np.concatenate([stage.factors for stage in self.stages], 1),
+            np.concatenate([stage.offsets for stage in self.stages], 1),
+            np.repeat(
+                [[stage.least for stage in self.stages], [stage.most for stage in self.stages]], counts, 1
+            ),
+            np.cumsum([0, *counts]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Even:
+    """Values as they are, of which squared errors of even steps are asked, in units as those of :class:`Plain`.
+
+    Args:
+        values: float32 ``(groups, points)``.
+        weights: float32 like ``values``, or None where each value counts once.
+        unit: how many units a real one is, float32 ``(groups,)``.
+        ends: the least and the largest of the values, each of which counts at least once; zeros where that is unknown.
+    """
+
+    values: np.ndarray
+    weights: np.ndarray | None
+    unit: Tensor
+    ends: np.ndarray
+    exponent: ClassVar[float] = 2.0
+
+    @classmethod
+    def of(cls, sample: Sample, bits: int) -> Even:
+        """The values of a sample, to be quantized to ``bits`` bits."""
+        unit = _unit(sample, bits)
+        weights = None if sample.weights is None else _rows(sample.weights)
+        ends = torch.stack([sample.minimum, sample.maximum]) * (unit if sample.bins is None else 0)
+        return cls(_rows(sample.values * unit[:, None]), weights, unit, ends.numpy())
+
+    def squared_error(self, params: QParams) -> Tensor:
+        """That of each candidate, float64 ``(groups, candidates)``; infinity may stand for that of a worse one."""
+        scale = (params.scale * self.unit[:, None]).clamp_(max=torch.finfo(torch.float32).max)
+        found = np.empty(scale.shape)
+        rounding_errors(
+            self.values, self.weights, _rows(scale), _rows(params.zero_point), params.qmin, params.qmax, found
+        )
+        return torch.from_numpy(found)
+
+    def descend(self, full: np.ndarray, rule: Rule, plan: Plan) -> np.ndarray:
+        """The shares of the ranges ``full`` of least error, float32 ``(2, groups)`` both; ``rule`` is a grid's."""
+        return _descend(full, rule, plan, self.values, self.weights, self.unit.numpy(), self.ends)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,12 +261,9 @@ class Spread:
 
     def descend(self, full: np.ndarray, rule: Rule, plan: Plan) -> np.ndarray:
         """The shares of the ranges ``full`` of least error, float32 ``(2, groups)`` both; ``rule`` is a grid's."""
-        shares = np.empty_like(full)
-        descend(
-            full, plan.factors, plan.starts, *rule, self.sums, self.width, self.moments, self.first, None, 1.0, 1.0,
-            np.empty(0, np.float32), 0, shares,
-        )  # fmt: skip
-        return shares
+        return _descend(
+            full, rule, plan, sums=self.sums, width=self.width, moments=self.moments, first=self.first
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,12 +318,39 @@ class Counted:
     def descend(self, full: np.ndarray, rule: Rule, plan: Plan) -> np.ndarray:
         """The shares of the ranges ``full`` of least divergence, float32 ``(2, groups)`` both; ``rule`` is a grid's."""
         _, _, lowest, highest, *_ = rule
-        shares = np.empty_like(full)
-        descend(
-            full, plan.factors, plan.starts, *rule, self.sums, self.absmax.numpy(), None, 0, self.counts,
-            float(self.each), float(self.noise), _edges(lowest, highest), self.least, shares,
+        return _descend(
+            full, rule, plan, sums=self.sums, width=self.absmax.numpy(), counts=self.counts, each=float(self.each),
+            noise=float(self.noise), edges=_edges(lowest, highest), least=self.least,
         )  # fmt: skip
-        return shares
+
+
+def _descend(
+    full: np.ndarray,
+    rule: Rule,
+    plan: Plan,
+    values: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    unit: np.ndarray = _NONE,
+    ends: np.ndarray = _NO_ENDS,
+    sums: np.ndarray = _NO_SUMS,
+    width: np.ndarray = _NONE,
+    moments: np.ndarray | None = None,
+    first: int = 0,
+    counts: np.ndarray | None = None,
+    each: float = 1.0,
+    noise: float = 1.0,
+    edges: np.ndarray = _NONE,
+    least: int = 0,
+) -> np.ndarray:
+    """:func:`descend` with what one of the costs needs."""
+    shares = np.empty_like(full)
+    factors, offsets, bounds, starts = plan.arrays
+    symmetric, steps, lowest, highest, centre, floor, least_range = rule
+    descend(
+        full, factors, offsets, bounds, starts, symmetric, steps, lowest, highest, centre, floor, least_range, values,
+        weights, unit, ends, sums, width, moments, first, counts, each, noise, edges, least, shares,
+    )  # fmt: skip
+    return shares
 
 
 def _edges(lowest: int, highest: int) -> np.ndarray:
@@ -255,9 +358,15 @@ def _edges(lowest: int, highest: int) -> np.ndarray:
     return np.arange(lowest - 0.5, highest + 1, dtype=np.float32)
 
 
+def _unit(sample: Sample, bits: int) -> Tensor:
+    """How many units of about a step of the full range a real one is, a power of two, float32 ``(groups,)``."""
+    extent = torch.frexp(torch.maximum(-sample.minimum, sample.maximum))[1]
+    return torch.exp2((bits - extent).clamp(max=126).float())
+
+
 def _rows(tensor: Tensor) -> np.ndarray:
     """A matrix with its rows one after the other in memory."""
     return np.ascontiguousarray(tensor.numpy())
 
 
-Prepared = Plain | Spread | Counted
+Prepared = Plain | Even | Spread | Counted

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from explorer.calibrate.prepared import Counted, Plain, Plan, Prepared, Spread
+from explorer.calibrate.prepared import Counted, Even, Plain, Plan, Prepared, Spread, Stage
 from explorer.calibrate.rules import Objective, Range
 from explorer.calibrate.sample import FEWEST_SAMPLED, Sample
-from explorer.formats import Grid, LevelFormat, Parameter, QParams, spelled
+from explorer.formats import SCALES, Grid, LevelFormat, Parameter, QParams, ScaleRule, spelled
 
 # How many numbers a step of a search may hold at a time: 2 MiB of float32, some ten arrays of that size.
 _CHUNK = 1 << 19
@@ -27,17 +28,30 @@ _MOST_POINTS = 1 << 16
 _POINTS_A_CODE = 8
 # The divergence of a few values is taken between histograms of so many bins.
 _FEWEST_BINS = 128
-# Shares of the full range, then factors of the best so far: of both ends alike, and of each by itself.
-_SHARES = Plan.of(*[(f, f) for f in (0.9 ** np.arange(40), 1 + 0.0025 * np.arange(-24, 25))])
-_PAIRS = Plan.of(
-    *[
-        (np.repeat(f, len(f)), np.tile(f, len(f)))
+# Powers of a share, then the neighbourhood of the best: of both ends alike, and of all pairs.
+_SHARES = Plan((Stage.times(0.9 ** np.arange(40)), Stage.times(1 + 0.0025 * np.arange(-24, 25))))
+_PAIRS = Plan(
+    tuple(
+        Stage.times(np.repeat(f, len(f)), np.tile(f, len(f)))
         for f in (
             0.7 ** np.arange(8),
             *(1 + step * np.arange(-reach, reach + 1) for step, reach in ((0.08, 2), (0.02, 2), (0.005, 4))),
         )
-    ]
+    )
 )
+
+
+@lru_cache(maxsize=64)
+def _evenly(rule: ScaleRule, count: int, two_sided: bool) -> Plan:
+    """Shares in ``count`` steps, then each end by itself, twice, then tenths of a step about the best."""
+    # Of powers of two the next larger one is a share of 2.
+    first = Stage.times(rule.shares(count).numpy(), least=0, most=2)
+    if first.factors.shape[1] < count:
+        return Plan((first,))
+    fine, coarse = np.arange(-9, 10) / (10 * count), np.arange(-8, 9) / 20
+    each = Stage.plus(coarse, 0, 0.01), Stage.plus(0, coarse, 0.01)
+    alone = (*each, *each, Stage.plus(fine, 0), Stage.plus(0, fine)) if two_sided else ()
+    return Plan((first, *alone, Stage.plus(fine, fine)))
 
 
 @dataclass(frozen=True)
@@ -92,61 +106,37 @@ class Search(Objective):
         # NumPy makes so few numbers in a third of torch's time.
         full = np.stack([np.minimum(sample.minimum.numpy(), 0), np.maximum(sample.maximum.numpy(), 0)])
         two_sided = not grid.symmetric and bool(((full[0] < 0) & (full[1] > 0)).any())
-        # So many values have a smooth cost.
-        plan = (_PAIRS if two_sided else _SHARES) if sample.bins is not None else None
-        if plan is not None and grid.affine is not None and not isinstance(prepared, Plain):
-            low, high = map(torch.from_numpy, full * prepared.descend(full, grid.affine, plan))
-            return low, high
-        full = full[..., None]
-        groups, rows = sample.groups, np.arange(sample.groups)
-        best, shares = np.full(groups, np.inf), np.ones((2, groups, 1), np.float32)
-        step = max(1, _CHUNK // groups)
+        # The bins of so many values have a smooth cost.
+        smooth = sample.bins is not None and (grid.scale.free or not grid.symmetric)
+        plan = (
+            (_PAIRS if two_sided else _SHARES)
+            if smooth
+            else _evenly(grid.scale if grid.symmetric else SCALES["float"], self.count, two_sided)
+        )
+        if grid.affine is not None and not isinstance(prepared, Plain):
+            shares = prepared.descend(full, grid.affine, plan)
+        else:
+            shares = self._tried(prepared, grid, full, plan)
+        low, high = map(torch.from_numpy, full * shares)
+        return low, high
 
-        def attempt(lows: np.ndarray, highs: np.ndarray, least: float = 1e-3, most: float = 1.0) -> None:
-            """Try candidates, shares of the full range at each end, ``(groups, candidates)`` or 1 for all."""
-            pairs = np.empty((2, groups, max(lows.shape[1], highs.shape[1])), np.float32)
-            for pair, wanted in zip(pairs, (lows, highs), strict=True):
-                np.minimum(np.maximum(wanted, np.float32(least), out=pair), np.float32(most), out=pair)
+    def _tried(self, prepared: Prepared, grid: Grid, full: np.ndarray, plan: Plan) -> np.ndarray:
+        """The shares of the ranges ``full`` that cost least, float32 ``(2, groups)`` both, all groups together."""
+        groups, rows = full.shape[1], np.arange(full.shape[1])
+        best, shares = np.full(groups, np.inf), np.ones((2, groups), np.float32)
+        step = max(1, _CHUNK // groups)
+        for stage in plan.stages:
+            pairs = stage.about(shares)
             for start in range(0, pairs.shape[2], step):
                 tried = pairs[..., start : start + step]
-                params = grid.params(
-                    *(torch.from_numpy(end * part) for end, part in zip(full, tried, strict=True))
-                )
+                params = grid.params(*map(torch.from_numpy, full[..., None] * tried))
                 cost = self.cost(prepared, params).numpy()
                 place = cost.argmin(1)
                 cost = cost[rows, place]
                 better = cost < best
                 best[better] = cost[better]
-                shares[:, better, 0] = tried[:, rows, place][:, better]
-
-        def found() -> Range:
-            low, high = (
-                torch.from_numpy((end * share)[:, 0]) for end, share in zip(full, shares, strict=True)
-            )
-            return low, high
-
-        if plan is not None and (grid.scale.free or not grid.symmetric):
-            for low, high in plan.stages:
-                attempt(shares[0] * low, shares[1] * high)
-            return found()
-        both = grid.shares(self.count).numpy()[None]
-        # Of powers of two the next larger one is a share of 2.
-        attempt(both, both, 0, 2)
-        if both.size < self.count:
-            return found()
-        fine = np.arange(-9, 10, dtype=np.float32) / np.float32(10 * self.count)
-        if two_sided:
-            coarse = np.arange(-8, 9, dtype=np.float32) / np.float32(20)
-            for _ in range(2):
-                before = shares.copy()
-                attempt(shares[0] + coarse, shares[1], 0.01)
-                attempt(shares[0], shares[1] + coarse, 0.01)
-                if np.array_equal(before, shares):
-                    break
-            attempt(shares[0] + fine, shares[1])
-            attempt(shares[0], shares[1] + fine)
-        attempt(shares[0] + fine, shares[1] + fine)
-        return found()
+                shares[:, better] = tried[:, rows, place][:, better]
+        return shares
 
 
 @dataclass(frozen=True)
@@ -161,9 +151,10 @@ class PowerSum(Search):
     def prepare(self, sample: Sample, grid: Grid) -> Prepared:
         lowest, highest = grid.codes
         few = sample.values.shape[1] < _POINTS_A_CODE * (highest - lowest)
-        # Running sums know of even steps only.
-        plain = sample.bins is None or few or isinstance(grid.format, LevelFormat) or self.exponent != 2
-        return Plain.of(sample, grid.format.bits, self.exponent) if plain else Spread.of(sample)
+        # Loops know of even steps only.
+        if isinstance(grid.format, LevelFormat) or self.exponent != 2:
+            return Plain.of(sample, grid.format.bits, self.exponent)
+        return Even.of(sample, grid.format.bits) if sample.bins is None or few else Spread.of(sample)
 
     def size(self, sample: Sample) -> int:
         return 4 * sample.values.shape[1]
@@ -171,7 +162,7 @@ class PowerSum(Search):
     def cost(self, sample: Prepared, params: QParams) -> Tensor:
         if isinstance(sample, Plain):
             return self._direct(sample, params)
-        assert isinstance(sample, Spread)
+        assert isinstance(sample, (Even, Spread))
         return sample.squared_error(params)
 
     @staticmethod

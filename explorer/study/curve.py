@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from explorer.calibrate import OBJECTIVES, Clip, Sample, objective
-from explorer.calibrate.prepared import Plain
+from explorer.calibrate.prepared import Even, Plain
 from explorer.calibrate.rules import ELEMENTS
 from explorer.calibrate.search import PowerSum, Search
 from explorer.errors import SchemeError
@@ -113,7 +113,7 @@ def costs(goal: Search, sample: Sample, grid: Grid, low: Tensor, high: Tensor) -
                 params = grid.params(low[rows, place], high[rows, place])
                 params = replace(params, scale=params.scale[:, None], zero_point=params.zero_point[:, None])
                 cost = goal.cost(prepared, params)[:, 0]
-                if isinstance(prepared, Plain):
+                if isinstance(prepared, (Plain, Even)):
                     cost = cost / prepared.unit.double() ** prepared.exponent
                 found[rows, place] = cost
     return found
