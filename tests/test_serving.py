@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urljoin, urlparse
 
@@ -19,6 +20,7 @@ import pytest
 from tornado.httpclient import HTTPResponse
 from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
+from tornado.websocket import WebSocketClosedError
 
 from tests.browsing import free_port, wait_until_up
 from tests.loops import elsewhere
@@ -485,6 +487,28 @@ def test_a_file_that_is_too_large_is_refused_by_the_server_too() -> None:
     field._handle_msg({**piece, "total_chunks": 1, "chunk": 1, "data": b"version: 1"})
     field._handle_msg({"status": "finished"})
     assert field.value == b"version: 1" and field.filename == "../../x.yaml"
+
+
+def test_a_ping_to_a_browser_that_left_leaves_the_session_to_its_socket() -> None:
+    """The socket, told a moment later, ends the session, and there would be none."""
+    from explorer.views import serving
+
+    class Connection:
+        _socket, detached = SimpleNamespace(gone=False), 0
+
+        def send_ping(self) -> None:
+            raise WebSocketClosedError
+
+        def detach_session(self) -> None:
+            self.detached += 1
+
+    connection, application = Connection(), serving.Application.__new__(serving.Application)
+    application._clients = {connection}
+    application._keep_alive()
+    assert connection.detached == 0 and application._clients == {connection}
+    connection._socket.gone = True
+    application.client_lost(connection)
+    assert connection.detached == 1 and not application._clients
 
 
 def test_a_page_whose_limits_nobody_keeps_stays_empty(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,13 +106,12 @@ class Search(Objective):
         # NumPy makes so few numbers in a third of torch's time.
         full = np.stack([np.minimum(sample.minimum.numpy(), 0), np.maximum(sample.maximum.numpy(), 0)])
         two_sided = not grid.symmetric and bool(((full[0] < 0) & (full[1] > 0)).any())
-        # The bins of so many values have a smooth cost.
-        smooth = sample.bins is not None and (grid.scale.free or not grid.symmetric)
-        plan = (
-            (_PAIRS if two_sided else _SHARES)
-            if smooth
-            else _evenly(grid.scale if grid.symmetric else SCALES["float"], self.count, two_sided)
-        )
+        rule = grid.scale if grid.symmetric else SCALES["float"]
+        if sample.bins is not None and rule.free:
+            # So many values have a smooth cost.
+            plan = _PAIRS if two_sided else _SHARES
+        else:
+            plan = _evenly(rule, self.count, two_sided)
         if grid.affine is not None and not isinstance(prepared, Plain):
             shares = prepared.descend(full, grid.affine, plan)
         else:

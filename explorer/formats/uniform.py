@@ -250,10 +250,6 @@ class Grid:
         zero_point = (low / scale).round_().neg_().add_(lowest).clamp_(lowest, highest)
         return self._made(scale, zero_point.to(torch.int32))
 
-    def shares(self, count: int) -> Tensor:
-        """The shares of a full range that a search tries first, the full range before the others."""
-        return self.scale.shares(count) if self.symmetric else torch.arange(count, 0, -1) / count
-
     def constant(self, value: Tensor) -> QParams:
         """Parameters that reproduce one number a group, ``value`` (groups,), exactly where the scale rule can."""
         if self.symmetric and not self.scale.free:

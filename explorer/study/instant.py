@@ -142,7 +142,7 @@ def instant_steps(sweep: Sweep, board: Board) -> Iterator[None]:
     sweep.prepare()
     count, fewer = sample_size(sweep)
     pool = min(sweep.total, _POOL * max(count, fewer))
-    unsure = _unsure(sweep, pool)
+    unsure = _unsure(sweep, pool, max(count, fewer))
     large = list(range(len(sweep.rows)))
     if count:
         large = _tangents(sweep, board, Draw.of(unsure, count), pool)
@@ -155,8 +155,14 @@ def instant_steps(sweep: Sweep, board: Board) -> Iterator[None]:
         yield
 
 
-def _unsure(sweep: Sweep, pool: int) -> np.ndarray:
-    """How unsure the float network is of each of the first images: the trace of its Fisher matrix, ``(pool,)``."""
+def _unsure(sweep: Sweep, pool: int, drawn: int) -> np.ndarray:
+    """How unsure the float network is of each of the first images: the trace of its Fisher matrix, ``(pool,)``.
+
+    Where all of them are drawn nobody asks.
+    """
+    if drawn >= pool:
+        sweep.checked(next(iter(sweep.batches(pool))))
+        return np.zeros(pool)
     output = sweep.engine.graph.output
     results = [
         sweep.engine.run(sweep.floats, sweep.checked(found).batch, keep=False)[output]

@@ -196,9 +196,10 @@ class Socket(Guard):
 
     def on_close(self) -> None:
         self.gone = True
-        # Told twice of a browser that left while it was being connected: the second time there is no session.
+        # Told twice of a browser that left while it was being connected: one of both times there is no session.
         session = getattr(self.connection, "_session", None)
-        super().on_close()  # type: ignore[misc]
+        if self.connection is None or session is not None:
+            super().on_close()  # type: ignore[misc]
         # Bokeh's page does not connect again; so its place is free at once.
         if session is not None and not session.connection_count:
             session.request_expiration()
@@ -275,6 +276,14 @@ class Application(BokehTornado):
         request.connection.set_max_body_size(LARGEST_BODY)  # type: ignore[union-attr]
         target: Any = target_class
         return super().get_handler_delegate(request, guarded(target, target in self._free), *rest, **more)
+
+    def client_lost(self, connection: Any) -> None:
+        """Forget a connection when its socket knows that the browser has left.
+
+        A ping that finds the socket closed comes before that at times; without its session the socket could not end it.
+        """
+        if getattr(connection._socket, "gone", True):
+            super().client_lost(connection)
 
     def knows_host(self, host: str) -> bool:
         """Whether a browser may call this server so; else a foreign page could pass for a page of ours.

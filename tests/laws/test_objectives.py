@@ -35,6 +35,7 @@ from explorer.errors import SchemeError, TensorError
 from explorer.formats import CONVENTIONS, FORMATS, Grid, IntegerFormat, QParams, granularity
 from explorer.formats.levels import LEVEL_FORMATS
 from explorer.recipe import TensorScheme
+from explorer.study.curve import costs
 from tests import oracles
 from tests.strategies import ALL_GOALS, GOALS, INTEGERS
 
@@ -114,6 +115,33 @@ def test_no_worse_than_a_brute_search(goal_name: str, symmetric: bool, name: str
         # Sums in another order differ in the last digits.
         assert found <= rival * (1 + 1e-6) + 1e-9, share
     assert bool((low >= sample.minimum.clamp(max=0)).all() and (high <= sample.maximum.clamp(min=0)).all())
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["tensor", "stream"])
+@pytest.mark.parametrize("grain", ["layer", "channel", "subchannel:7"])
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("goal_name", ["mse", "kl"])
+def test_candidates_one_by_one_cost_what_they_cost_together(
+    goal_name: str, symmetric: bool, grain: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is left before its cost is known would not have won."""
+    goal = goal_of(goal_name)
+    draw = torch.Generator().manual_seed(3)
+    for name, scale in (("int8", 1.0), ("int3", 1e-3), ("int4", 1e30)):
+        tensor = torch.distributions.Laplace(0.0, 1.0).icdf(torch.rand(6, 150, generator=draw)) * scale
+        sample = Sample.of(tensor, granularity(grain), 0)
+        if stream:
+            histogram = GrowingHistogram(sample.groups, 1 << 11)
+            histogram.add(sample.values)
+            sample = histogram.sample()
+        levels = grid(name, symmetric)
+        found = [goal(sample, levels)]
+        with monkeypatch.context() as patch:
+            patch.setattr(Grid, "affine", None)
+            found.append(goal(sample, grid(name, symmetric)))
+        low, high = (torch.stack(ends, 1) for ends in zip(*found, strict=True))
+        one, other = costs(goal, sample, levels, low, high).T
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["normal", "outlier", "laplace", "skewed", "few"])
