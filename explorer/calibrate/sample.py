@@ -331,7 +331,7 @@ class GrowingHistogram:
     def count_all(self, values: Tensor, weights: Tensor | None = None) -> None:
         """Count each value of a batch, ``weights`` times where they are given; both ``(groups, elements)``."""
         heavy = None if weights is None else weights.float().contiguous().numpy()
-        ends = np.empty((len(values), 2), np.float32)
+        ends = torch.empty(len(values), 2).numpy()
         rows = values.float().contiguous().numpy()
         tally_all(rows, heavy, LEAST_EXPONENT, self._exponents, self._counts, self._zeros, ends)
         self._ranges.append(ends.T)
@@ -344,7 +344,7 @@ class GrowingHistogram:
             self._settle()
         if not self._runs:
             self._runs = [_Run(values.shape[1], int(self.most), self.bins) for _ in values]
-        ends = np.empty((len(values), 2), np.float32)
+        ends = torch.empty(len(values), 2).numpy()
         rows = zip(self._runs, values.float().contiguous().numpy(), ends, strict=True)
         self.values_read += sum([run.add(row, end, blocks) for run, row, end in rows])
         self.values_seen += values.numel()

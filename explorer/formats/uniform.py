@@ -189,9 +189,12 @@ class Grid:
         """The same bit for bit; of few groups each pass of torch takes as long as all of this."""
         assert self.affine is not None
         lows, highs = (end.detach().float().contiguous().numpy().reshape(-1) for end in (low, high))
-        scale, zero_point = np.empty(low.numel(), np.float32), np.empty(low.numel(), np.int32)
-        largest = affines(lows, highs, *self.affine, scale, zero_point)
-        params = self._made(*[torch.from_numpy(each.reshape(low.shape)) for each in (scale, zero_point)])
+        # Torch's own memory: small arrays of NumPy, which stay, were seen to leave holes that weights do not fit in.
+        scale, zero_point = torch.empty(low.shape), torch.empty(low.shape, dtype=torch.int32)
+        largest = affines(
+            lows, highs, *self.affine, scale.numpy().reshape(-1), zero_point.numpy().reshape(-1)
+        )
+        params = self._made(scale, zero_point)
         return params if largest <= LARGEST / _MOST_STEPS else self._finite(params)
 
     @property
